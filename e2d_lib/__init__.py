@@ -1,0 +1,1 @@
+"""SSFL++, KDS and E2D: the helper library of the reproducible study."""

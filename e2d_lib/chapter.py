@@ -1,0 +1,234 @@
+"""One chapter of the study: where its notebook finds its inputs and leaves its artefacts.
+
+A run is a folder, a chapter a folder in it::
+
+    results/<run>/<chapter>/  headline.json  provenance.json  tables/*.csv  figures/*.png  …
+
+and whatever parquet, CSV, JSON, npy or safetensors files the next chapter reads.
+"""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from e2d_lib import files
+
+PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is about
+
+
+class MissingInput(FileNotFoundError):
+    """A chapter's input is not there; the message names the chapter that makes it."""
+
+
+class NotApplicable(Exception):
+    """The chapter has nothing to say about these data (no labels, say): the runner notes it and goes on."""
+
+
+def root(start: str | Path | None = None) -> Path:
+    """The nearest folder, from ``start`` (the working directory) upwards, that holds ``notebooks/``; else ``start``.
+
+    Relative paths in parameters mean this folder, so that a notebook finds the same files when papermill runs it from
+    the top of the checkout and when JupyterLab runs it from ``notebooks/``.
+    """
+    start = Path(start or Path.cwd()).resolve()
+    return next((folder for folder in (start, *start.parents) if (folder / "notebooks").is_dir()), start)
+
+
+def resolve(path: str | Path) -> Path:
+    """``path`` from the study's root, kept relative to the working directory where it can be.
+
+    Tables and executed notebooks show paths; relative ones stay true when the checkout moves.
+    """
+    full = Path(os.path.normpath(root() / Path(path).expanduser()))
+    relative = Path(os.path.relpath(full))
+    return relative if len(relative.parts) < len(full.parts) else full
+
+
+def estimate(
+    value: float, low: float | None = None, high: float | None = None, *, n: int | None = None, unit: str = ""
+) -> dict[str, Any]:
+    """A headline number: the value, its 95 % interval where there is one, what it counts.
+
+    >>> estimate(0.42, 0.40, 0.44, n=60, unit="share of the area")["ci95"]
+    [0.4, 0.44]
+    """
+    interval = None if low is None or high is None else [_number(low), _number(high)]
+    return {"value": _number(value), "ci95": interval, "n": n, "unit": unit}
+
+
+def _number(value: Any) -> Any:
+    """A plain int or float; NaN and infinities, which JSON lacks, become None."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    value = value.item() if hasattr(value, "item") else value
+    return value if not isinstance(value, float) or abs(value) < float("inf") else None
+
+
+def environment() -> dict[str, Any]:
+    """Commit, package versions and hardware, for the provenance of a run."""
+    return {
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpu": _gpu_name(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", *args], cwd=root(), capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+        return {
+            "commit": run("rev-parse", "HEAD"),
+            "changed_files": len(run("status", "--porcelain").splitlines()),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None  # not a checkout, or no git
+
+
+def _versions() -> dict[str, str]:
+    try:
+        wanted = importlib.metadata.requires("e2d-study") or []
+    except importlib.metadata.PackageNotFoundError:
+        wanted = []
+    names = {line.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip() for line in wanted}
+    found = {}
+    for name in names | {"e2d-study"}:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gpu_name() -> str | None:
+    torch = sys.modules.get("torch")  # asked only where the chapter uses it: importing takes seconds
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+class Chapter:
+    """The artefacts of one notebook. Open it right after the imports: ``chapter = Chapter.open(NAME, globals())``."""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]):
+        self.name = name
+        self.parameters = dict(parameters)
+        self.run_dir = resolve(self.parameters["run_dir"])
+        self.dir = self.run_dir / name
+        self.inputs: set[str] = set()
+        self._started, self._clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+        self.dir.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def open(cls, name: str, namespace: Mapping[str, Any]) -> "Chapter":
+        """``namespace`` is the notebook's ``globals()``: its plain variables, so far, are the parameters.
+
+        So whatever way the notebook is run, what it ran with is on record.
+        """
+        hidden = {"In", "Out", "exit", "quit"}
+        plain = {
+            key: value
+            for key, value in namespace.items()
+            if not key.startswith("_") and key not in hidden and type(value) in PLAIN
+        }
+        return cls(name, plain)
+
+    def require(self, condition: bool, reason: str) -> None:
+        """Stop the chapter, as not applicable to these data, unless ``condition`` holds."""
+        if not condition:
+            raise NotApplicable(reason)
+
+    def input(self, chapter: str, file: str = "") -> Path:
+        """The path of another chapter's artefact; MissingInput, naming that chapter, where it is not there."""
+        path = self.run_dir / chapter / file
+        if not path.exists():
+            raise MissingInput(f"{self.name} reads {path.as_posix()}, which chapter {chapter} makes: run that first")
+        self.inputs.add(chapter)
+        return path
+
+    def read(self, chapter: str, file: str) -> Any:
+        """Another chapter's table (parquet, CSV) or JSON."""
+        path = self.input(chapter, file)
+        readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": files.read_json}
+        return readers[path.suffix](path)
+
+    @property
+    def data(self) -> str:
+        """What the run is about: "phantom", or the name of the user's data."""
+        return self.read(DATA_CHAPTER, "cohort.json")["data"]
+
+    def path(self, name: str) -> Path:
+        """A path in this chapter's folder."""
+        return self.dir / name
+
+    def save_table(self, name: str, table: pd.DataFrame) -> pd.DataFrame:
+        """Write ``tables/<name>.csv`` and give the table back, for the cell to show."""
+        files.write_csv(self.dir / "tables" / f"{name}.csv", table)
+        return table
+
+    def save_figure(self, name: str, figure):
+        """Write ``figures/<name>.png``, stamped where the data are a phantom, and give the picture back to show."""
+        from IPython.display import Image
+
+        if self.data == "phantom":
+            figure.text(0.995, 0.005, "phantom data", ha="right", va="bottom", fontsize=7, color="0.45")
+        path = self.dir / "figures" / f"{name}.png"
+        with files.replacing(path) as tmp:
+            # no Software or date entry: the same figure gives the same bytes
+            figure.savefig(tmp, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close(figure)
+        return Image(data=path.read_bytes())
+
+    def save_json(self, name: str, value: Any) -> None:
+        files.write_json(self.dir / name, value)
+
+    def save_parquet(self, name: str, table: pd.DataFrame) -> None:
+        files.write_parquet(self.dir / name, table)
+
+    def finish(self, **headline: Any) -> pd.DataFrame:
+        """Write ``headline.json`` (the numbers the chapter stands for) and ``provenance.json``; show the former."""
+        entries = {name: value if isinstance(value, dict) else estimate(value) for name, value in headline.items()}
+        files.write_json(self.dir / "headline.json", {"chapter": self.name, "data": self.data, "headline": entries})
+        self.inputs.discard(self.name)
+        files.write_json(
+            self.dir / "provenance.json",
+            {
+                "chapter": self.name,
+                "parameters": self.parameters,
+                "inputs": sorted(self.inputs),
+                "started": self._started.isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - self._clock, 2),
+                "environment": environment(),
+            },
+        )
+        return pd.DataFrame(entries.values(), index=pd.Index(entries, name="headline"))
