@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,13 @@ def _gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
+def _close(figure: Any) -> None:
+    """Or the notebook shows it a second time."""
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
+
+
 class Chapter:
     """The artefacts of one notebook. Open it right after the imports: ``chapter = Chapter.open(NAME, globals())``."""
 
@@ -166,6 +173,10 @@ class Chapter:
         """Stop the chapter, as not applicable to these data, unless ``condition`` holds."""
         if not condition:
             raise NotApplicable(reason)
+
+    def has(self, chapter: str, file: str) -> bool:
+        """Whether another chapter left this artefact, for chapters that may not apply to the data."""
+        return (self.run_dir / chapter / file).exists()
 
     def input(self, chapter: str, file: str = "") -> Path:
         """The path of another chapter's artefact; MissingInput, naming that chapter, where it is not there."""
@@ -205,15 +216,44 @@ class Chapter:
         with files.replacing(path) as tmp:
             # no Software or date entry: the same figure gives the same bytes
             figure.savefig(tmp, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
-        if "matplotlib.pyplot" in sys.modules:
-            sys.modules["matplotlib.pyplot"].close(figure)
+        _close(figure)
         return Image(data=path.read_bytes())
+
+    def live(self, figure_of: Callable[[pd.DataFrame], Any], *, every: float = 5.0) -> Callable[[pd.DataFrame], None]:
+        """A function that shows ``figure_of(table)`` in place, at most once in ``every`` seconds.
+
+        Only where someone may be looking: not under the runner, where the last figure is all that stays.
+        """
+        if os.environ.get("E2D_PROGRESS", "auto") != "auto":
+            return lambda table: None
+        from IPython.display import display
+
+        shown: dict[str, Any] = {"at": -every, "handle": None}
+
+        def show(table: pd.DataFrame) -> None:
+            if time.perf_counter() - shown["at"] < every:
+                return
+            figure = figure_of(table)
+            if shown["handle"] is None:
+                shown["handle"] = display(figure, display_id=True)
+            else:
+                shown["handle"].update(figure)
+            _close(figure)
+            shown["at"] = time.perf_counter()
+
+        return show
 
     def save_json(self, name: str, value: Any) -> None:
         files.write_json(self.dir / name, value)
 
     def save_parquet(self, name: str, table: pd.DataFrame) -> None:
         files.write_parquet(self.dir / name, table)
+
+    def say(self, text: str):
+        """Prose with computed numbers, as Markdown."""
+        from IPython.display import Markdown
+
+        return Markdown(text)
 
     def finish(self, **headline: Any) -> pd.DataFrame:
         """Write ``headline.json`` (the numbers the chapter stands for) and ``provenance.json``; show the former."""

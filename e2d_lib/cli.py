@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
         help="a parameter for every chapter that takes it, or CHAPTER.NAME=VALUE for one; may be repeated",
     )
     run.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
-    run.add_argument("--fresh", action="store_true", help="run also what is up to date")
+    run.add_argument(
+        "--fresh", action="store_true", help="run also what is up to date, each chapter from an empty folder"
+    )
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(call=_run)
@@ -58,8 +60,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def _parameters(arguments: argparse.Namespace) -> None:
     for notebook in study.notebooks(arguments.notebooks):
         print(notebook.name)
-        for name, default in notebook.parameters.items():
-            print(f"  {name} = {default!r}")
+        for name, (default, kinds) in notebook.parameters.items():
+            print(f"  {name}: {' | '.join(kind.__name__ for kind in kinds)} = {default!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

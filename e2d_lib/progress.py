@@ -8,7 +8,7 @@ from typing import Any
 def bar(iterable: Iterable[Any] | None = None, **options: Any):
     """A tqdm bar; ``options`` are tqdm's (total, desc, unit, …).
 
-    The runner sets E2D_PROGRESS to "plain", since a widget in an executed notebook is a dead box, and to "off" for no bar.
+    The runner sets E2D_PROGRESS to "plain", as a widget in an executed notebook is a dead box, and to "off" for no bar.
     """
     mode = os.environ.get("E2D_PROGRESS", "auto")
     if mode == "auto":

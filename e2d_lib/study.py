@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 import yaml
@@ -34,12 +36,22 @@ class ChapterFailed(RuntimeError):
     """A notebook stopped with an error; the message says which, where, why, and where its executed copy is."""
 
 
+KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+class Parameter(NamedTuple):
+    """A notebook's parameter: its default, and the types that a value may have."""
+
+    default: Any
+    kinds: tuple[type, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Notebook:
-    """A chapter's notebook and its declared parameters (name -> default)."""
+    """A chapter's notebook and its declared parameters."""
 
     path: Path
-    parameters: dict[str, Any]
+    parameters: dict[str, Parameter]
 
     @property
     def name(self) -> str:
@@ -61,15 +73,21 @@ def notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
     return [Notebook(path, declared_parameters(path)) for path in paths]
 
 
-def declared_parameters(path: Path) -> dict[str, Any]:
-    """Name and default of each assignment in the one cell tagged ``parameters``; defaults are literals."""
+def declared_parameters(path: Path) -> dict[str, Parameter]:
+    """The assignments in the one cell tagged ``parameters``, such as ``size: int = 96``; defaults are literals.
+
+    Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
+    """
     cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise StudyError(f"{path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
     found = {}
     for statement in ast.parse(cells[0].source).body:
-        target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-        found[target.id] = ast.literal_eval(statement.value)
+        if not isinstance(statement, ast.AnnAssign) or statement.value is None:
+            raise StudyError(f"{path.name}: line {statement.lineno} of the parameters is not 'name: type = value'")
+        names = [node.id for node in ast.walk(statement.annotation) if isinstance(node, ast.Name)]
+        kinds = tuple(KINDS[name] for name in names)
+        found[statement.target.id] = Parameter(ast.literal_eval(statement.value), kinds)
     return found
 
 
@@ -114,34 +132,34 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _checked(where: str, name: str, value: Any, default: Any) -> Any:
-    """``value`` if it has the type of the default (an int will do for a float, a float like 1e3 is no int)."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # YAML 1.1 reads 1e-3, which lacks the dot, as text
-    if isinstance(default, float) and isinstance(value, str):
-        with contextlib.suppress(ValueError):
+def _checked(where: str, name: str, value: Any, parameter: Parameter) -> Any:
+    """``value`` if it has a declared type; an int will do for a float, and the items of a list are as the default's."""
+    default, kinds = parameter
+    if type(value) is tuple:
+        value = list(value)
+    if float in kinds and type(value) in (int, str) and not (type(value) is str and str in kinds):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3, which lacks the dot, as text
             return float(value)
-    alike = type(value) is type(default) or (isinstance(default, list) and isinstance(value, tuple))
-    if isinstance(default, list) and alike and default:
-        return [_checked(where, f"{name} (an item)", item, default[0]) for item in value]
-    if not alike:
+    if type(value) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
         raise StudyError(
-            f"{where}: {name} is {value!r} ({type(value).__name__}); "
-            f"expected {type(default).__name__}, like {default!r}"
+            f"{where}: {name} is {value!r} ({type(value).__name__}); expected {expected}, like {default!r}"
         )
+    if isinstance(value, list) and default:
+        item = Parameter(default[0], (type(default[0]),))
+        return [_checked(where, f"{name} (an item)", one, item) for one in value]
     return value
 
 
 def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each chapter's parameters: its defaults, then each layer (where it is from, profile-like mapping) over them.
+    """Each chapter's values: its defaults, then each layer (where it is from, profile-like mapping) over them.
 
     Papermill would run on with a misspelt name; here an unknown chapter or name, or a value of another type than the
     default's, is a StudyError.
     """
     names = {notebook.name for notebook in chapters}
     takers = {name for notebook in chapters for name in notebook.parameters}
-    result = {notebook.name: dict(notebook.parameters) for notebook in chapters}
+    result = {c.name: {name: parameter.default for name, parameter in c.parameters.items()} for c in chapters}
     for where, layer in layers:
         for section, values in layer.items():
             if section == "description":
@@ -250,6 +268,7 @@ class Run:
                     cwd=str(root()),
                     progress_bar={"desc": notebook.name, "leave": False} if progress else False,
                     stderr_file=sys.stderr if progress else None,
+                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
                 )
             except papermill.PapermillExecutionError as error:
                 if error.ename != "NotApplicable":
@@ -314,7 +333,7 @@ def run(
     """Run the study's chapters in order, each one unless it is up to date.
 
     ``only`` names chapters ("03" or whole names); ``assignments`` are ``name=value`` over the profile; ``fresh`` runs
-    also what is up to date; ``dry_run`` only says what would run.
+    also what is up to date, each chapter from an empty folder; ``dry_run`` only says what would run.
 
     Raises StudyError for what the user asked wrongly, before anything runs, and ChapterFailed when a notebook stops.
     """
@@ -325,8 +344,8 @@ def run(
         **({"data_root": data_root} if data_root else {}),
     }
     parameters = plan(chapters, *layers, ("arguments", {"all": given}))
-    _check_data(parameters)
     chosen = _chosen(chapters, only)
+    _check_data(parameters)
     study = Run(chapters, parameters, resolve(given["run_dir"]))
     say(f"{profile} -> {study.dir.as_posix()}")
     for number, notebook in enumerate(chosen, 1):
@@ -338,6 +357,8 @@ def run(
             say(f"{head}: would run")
         else:
             say(f"{head} …")
+            if fresh:
+                shutil.rmtree(study.dir / notebook.name, ignore_errors=True)
             try:
                 done = study.execute(notebook, progress=progress)
             finally:
@@ -357,13 +378,13 @@ def _default_out(profile: str, data_root: str) -> str:
 
 def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
     """A wrong data root is told before anything runs."""
-    from e2d_lib import readers
-
     data_root = parameters.get(DATA_CHAPTER, {}).get("data_root")
     if data_root:
+        from e2d_lib.cohort import CohortError, read_cohort
+
         try:
-            readers.read_cohort(resolve(data_root))
-        except readers.CohortError as error:
+            read_cohort(resolve(data_root))
+        except CohortError as error:
             raise StudyError(_one_line(str(error))) from None
 
 
@@ -385,6 +406,8 @@ def _one_line(text: str) -> str:
 @contextlib.contextmanager
 def _plain_progress(progress: bool):
     """Ask the kernel, through the environment it inherits, for bars that a terminal shows."""
+    # Papermill's own parser warns about a parameter line with a second "="; ours has read it already.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     before = os.environ.get("E2D_PROGRESS")
     os.environ["E2D_PROGRESS"] = "plain" if progress else "off"
     try:

@@ -1,0 +1,34 @@
+"""The study run once a session at ci size, through the runner; the tests read what it recorded."""
+
+import pandas as pd
+import pytest
+
+from e2d_lib import cli, files, study
+from tests.conftest import ROOT
+
+
+class Results:
+    """Reads the artefacts of a run."""
+
+    def __init__(self, folder):
+        self.dir = folder
+
+    def headline(self, chapter: str) -> dict:
+        return files.read_json(self.dir / chapter / "headline.json")["headline"]
+
+    def table(self, chapter: str, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.dir / chapter / "tables" / f"{name}.csv", keep_default_na=False, na_values=["nan"])
+
+
+@pytest.fixture(scope="session")
+def ci_run(tmp_path_factory) -> Results:
+    folder = tmp_path_factory.mktemp("study") / "ci"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert cli.main(["run", "--profile", "ci", "--out", str(folder), "--quiet"]) == 0
+    return Results(folder)
+
+
+@pytest.fixture(scope="session")
+def chapters() -> list[str]:
+    return [notebook.name for notebook in study.notebooks(ROOT / "notebooks")]

@@ -1,0 +1,44 @@
+"""Atomic files: a reader sees a whole file or none."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from e2d_lib import files
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as tmp:
+        tmp.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_is_sorted_plain_and_refuses_nan(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": np.int64(2), "a": np.arange(2), "c": tmp_path.parent / "x"})
+    text = (tmp_path / "a.json").read_text()
+    assert list(json.loads(text)) == ["a", "b", "c"]
+    assert json.loads(text)["a"] == [0, 1]
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "b.json", {"x": math.nan})
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_tables_and_arrays_come_back_equal(tmp_path):
+    table = pd.DataFrame({"label": pd.array([1, None], dtype="Int64"), "name": ["a", "b"]})
+    files.write_parquet(tmp_path / "t.parquet", table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table, check_dtype=False)
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    files.write_array(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy", mmap_mode="r", allow_pickle=False), array)
+
+
+@pytest.mark.parametrize("other", [{"a": 2}, {"b": 1}, {"a": "1"}, [["a", 1]]])
+def test_digest_tells_values_apart(other):
+    assert files.digest({"a": 1}) != files.digest(other)

@@ -1,0 +1,188 @@
+"""The runner, on chapters of a few lines made here."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from e2d_lib import cli, study
+
+OPENING = "from e2d_lib.chapter import Chapter\nchapter = Chapter.open({name!r}, globals())"
+
+
+def make_notebook(folder: Path, name: str, parameters: str, body: str) -> Path:
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}"),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(OPENING.format(name=name)),
+        nbformat.v4.new_code_cell(body),
+    ]
+    for index, cell in enumerate(cells):
+        cell.id = f"cell-{index}"
+    path = folder / f"{name}.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A study of three chapters: one writes, one reads and can be made to fail, one may not apply."""
+    folder = tmp_path / "notebooks"
+    (folder / "profiles").mkdir(parents=True)
+    (folder / "profiles" / "small.yaml").write_text("01_data_exploration: {count: 3}\n")
+    make_notebook(
+        folder,
+        "01_data_exploration",
+        'run_dir: str = "results/x"\ndata_root: str = ""\ncount: int = 5  # of things = many',
+        'chapter.save_json("cohort.json", {"data": "phantom", "data_root": chapter.run_dir / "phantom"})\n'
+        "chapter.finish(count=count)",
+    )
+    make_notebook(
+        folder,
+        "02_double",
+        'run_dir: str = "results/x"\nscale: float = 2.0\nfail_file: str = ""',
+        'count = chapter.read("01_data_exploration", "headline.json")["headline"]["count"]["value"]\n'
+        "import pathlib\n"
+        'pathlib.Path(chapter.path("ran")).open("a").write("x")\n'
+        "assert not (fail_file and pathlib.Path(fail_file).exists()), 'told to\\nfail'\n"
+        "chapter.finish(double=scale * count)",
+    )
+    make_notebook(
+        folder,
+        "03_optional",
+        'run_dir: str = "results/x"\nlabels: bool = True',
+        'chapter.require(labels, "no labels")\nchapter.input("02_double", "headline.json")\nchapter.finish(ok=1)',
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def e2d(*arguments: str) -> int:
+    return cli.main(["run", "--profile", "small", "--quiet", *arguments])
+
+
+def headline(chapter: str, run: str = "results/small") -> dict:
+    return json.loads(Path(run, chapter, "headline.json").read_text())["headline"]
+
+
+@pytest.mark.notebook
+def test_a_run_takes_profile_and_command_line_records_both_and_skips_what_is_current(project, capsys):
+    assert e2d("-p", "scale=4") == 0
+    assert headline("02_double")["double"]["value"] == 12.0  # 3 of the profile, 4 of the command line
+    provenance = json.loads(Path("results/small/provenance.json").read_text())
+    assert provenance["parameters"]["01_data_exploration"]["count"] == 3
+    assert provenance["environment"]["packages"]["papermill"]
+    assert {c["status"] for c in provenance["chapters"].values()} == {"done"}
+    chapter = json.loads(Path("results/small/02_double/provenance.json").read_text())
+    assert chapter["inputs"] == ["01_data_exploration"] and chapter["parameters"]["scale"] == 4.0
+    executed = nbformat.read("results/small/02_double/notebook.ipynb", as_version=4)
+    assert any(cell.get("execution_count") for cell in executed.cells)
+    assert str(project) not in Path("results/small/02_double/notebook.ipynb").read_text()
+
+    capsys.readouterr()
+    assert e2d("-p", "scale=4") == 0
+    assert capsys.readouterr().out.count("up to date") == 3
+    assert e2d("-p", "scale=5") == 0  # the second and what reads it, not the first
+    assert capsys.readouterr().out.count("up to date") == 1
+    assert Path("results/small/02_double/ran").read_text() == "xx"
+
+
+@pytest.mark.notebook
+def test_a_failing_chapter_is_named_kept_and_gone_on_from(project, capsys):
+    Path("stop").touch()
+    assert e2d("-p", "fail_file=stop") == 1
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    for part in (
+        "02_double",
+        "cell 5",
+        "AssertionError",
+        "told to fail",
+        "results/small/02_double/notebook.failed.ipynb",
+    ):
+        assert part in message
+    assert Path("results/small/02_double/notebook.failed.ipynb").is_file()
+    assert not Path("results/small/03_optional").exists()
+    Path("stop").unlink()
+    assert e2d("-p", "fail_file=stop") == 0
+    assert capsys.readouterr().out.count("up to date") == 1
+    assert not Path("results/small/02_double/notebook.failed.ipynb").exists()
+
+
+@pytest.mark.notebook
+def test_a_chapter_that_does_not_apply_is_no_failure(project, capsys):
+    assert e2d("-p", "labels=false") == 0
+    assert "not applicable: no labels" in capsys.readouterr().out
+    assert e2d("-p", "labels=false") == 0
+    assert capsys.readouterr().out.count("up to date") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "smal"], "no profile 'smal'"),
+        (["-p", "scael=2"], "did you mean scale?"),
+        (["-p", "03_optional.scale=2"], "does not take a parameter 'scale'"),
+        (["-p", "09_none.scale=2"], "no chapter '09_none'"),
+        (["-p", "count=many"], "count is 'many' (str); expected int"),
+        (["-p", "count=2.5"], "expected int"),
+        (["-p", "labels=1"], "expected bool"),
+        (["-p", "scale"], "expected name=value"),
+        (["--only", "07"], "no chapter '07'"),
+        (["--data-root", "nowhere"], "nowhere"),
+        (["--notebooks", "results"], "no chapters"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line_and_runs_nothing(project, capsys, arguments, message):
+    assert e2d(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not Path("results").exists()
+
+
+def test_a_bad_profile_file_is_one_line(project, capsys):
+    Path("bad.yaml").write_text("01_data_exploration: [1,\n")
+    assert e2d("--profile", "bad.yaml") == 2
+    Path("flat.yaml").write_text("count: 3\n")
+    assert e2d("--profile", "flat.yaml") == 2
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_parameters_are_read_despite_a_second_equals_sign(project):
+    first, *_ = study.notebooks()
+    defaults = {name: parameter.default for name, parameter in first.parameters.items()}
+    assert defaults == {"run_dir": "results/x", "data_root": "", "count": 5}
+
+
+def test_a_parameter_of_two_types_takes_either_and_no_third(project):
+    make_notebook(Path("notebooks"), "04_more", 'run_dir: str = ""\nweights: bool | str = False\nseeds: list = [0]', "")
+    chapters = study.notebooks()
+    for text, value in (("weights=true", True), ("weights=a.pth", "a.pth"), ("seeds=[1, 2]", [1, 2])):
+        name = text.partition("=")[0]
+        assert study.plan(chapters, ("-p", study.parse_assignments([text])))["04_more"][name] == value
+    for text in ("weights=3", "seeds=3", "seeds=[a]"):
+        with pytest.raises(study.StudyError, match="expected"):
+            study.plan(chapters, ("-p", study.parse_assignments([text])))
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("2", 2.0), ("0.5", 0.5)])
+def test_a_float_parameter_takes_what_reads_as_one(project, text, value):
+    layer = study.parse_assignments([f"scale={text}"])
+    parameters = study.plan(study.notebooks(), ("-p", layer))
+    assert parameters["02_double"]["scale"] == value and type(parameters["02_double"]["scale"]) is float
+
+
+def test_the_fingerprint_sees_a_changed_an_added_and_a_removed_file(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"1")
+    seen = [study.data_fingerprint(tmp_path)]
+    (tmp_path / "a" / "1.jpg").write_bytes(b"12")
+    seen.append(study.data_fingerprint(tmp_path))
+    (tmp_path / "a" / "2.jpg").write_bytes(b"1")
+    seen.append(study.data_fingerprint(tmp_path))
+    (tmp_path / "a" / "1.jpg").unlink()
+    seen.append(study.data_fingerprint(tmp_path))
+    assert len(set(seen)) == 4
+    assert study.data_fingerprint(tmp_path / "none") == ""
