@@ -1,10 +1,13 @@
 """The ``e2d`` command: a shell over the library's functions."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from e2d_lib import study
+
+PARAMS_HELP = "a parameter of preprocess.Params, such as size=256; may be repeated"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +39,39 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(call=_run)
 
+    prepare = commands.add_parser(
+        "preprocess",
+        help="SSFL++ alone, over your own CT",
+        description="Crop, window and resize every scan of DATA into a cache at OUT, in parallel; resumable.",
+    )
+    prepare.add_argument("data_root", metavar="DATA", help="CT folder or CSV manifest")
+    prepare.add_argument("out", metavar="OUT", help="the cache's folder")
+    prepare.add_argument("-p", dest="assignments", action="append", default=[], metavar="NAME=VALUE", help=PARAMS_HELP)
+    prepare.add_argument("--jobs", type=int, default=-1, help="processes (default: all cores)")
+    prepare.add_argument(
+        "--scheduler", default=None, metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786"
+    )
+    prepare.set_defaults(call=_preprocess)
+
+    predict = commands.add_parser(
+        "predict",
+        help="score unlabeled scans with trained checkpoints",
+        description="One row a scan: scan_id, prediction, probability; a scan that cannot be scored has a reason.",
+    )
+    predict.add_argument(
+        "--checkpoint", nargs="+", required=True, metavar="FILE", help="model.safetensors; an ensemble"
+    )
+    predict.add_argument("--data", required=True, metavar="DIR", help="CT folder or CSV manifest")
+    predict.add_argument("--out", required=True, metavar="CSV", help="the predictions")
+    predict.add_argument(
+        "--cache", default=None, metavar="DIR", help="preprocessed slices (default: a temporary folder)"
+    )
+    predict.add_argument("--threshold", type=float, default=0.5, help="at which a scan is called positive")
+    predict.add_argument("--draws", type=int, default=1, help="draws of slices averaged for a scan")
+    predict.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    predict.add_argument("--jobs", type=int, default=-1, help="processes (default: all cores)")
+    predict.set_defaults(call=_predict)
+
     show = commands.add_parser("parameters", help="list each chapter's parameters with their defaults")
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     show.set_defaults(call=_parameters)
@@ -57,6 +93,45 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
+def _preprocess(arguments: argparse.Namespace) -> None:
+    from e2d_lib import preprocess
+    from e2d_lib.cohort import read_cohort
+
+    values = study.parse_assignments(arguments.assignments).get("all", {})
+    known = {field.name for field in dataclasses.fields(preprocess.Params)}
+    if unknown := sorted(values.keys() - known):
+        raise study.StudyError(f"no preprocessing parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    params = preprocess.Params(**values)
+    done = preprocess.run(
+        read_cohort(arguments.data_root),
+        arguments.out,
+        params,
+        n_jobs=arguments.jobs,
+        scheduler=arguments.scheduler,
+    )
+    print(done.scans["status"].value_counts().to_string())
+    print(f"cache: {done.folder.as_posix()}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    import tempfile
+
+    from e2d_lib import files, prediction
+
+    with tempfile.TemporaryDirectory() as folder:
+        table = prediction.predict(
+            arguments.checkpoint,
+            arguments.data,
+            cache_dir=arguments.cache or folder,
+            threshold=arguments.threshold,
+            draws=arguments.draws,
+            device=arguments.device,
+            n_jobs=arguments.jobs,
+        )
+    files.write_csv(arguments.out, table)
+    print(f"{table['prediction'].notna().sum()} of {len(table)} scans scored: {arguments.out}")
+
+
 def _parameters(arguments: argparse.Namespace) -> None:
     for notebook in study.notebooks(arguments.notebooks):
         print(notebook.name)
@@ -69,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         arguments.call(arguments)
-    except study.StudyError as error:
-        print(f"e2d: {error}", file=sys.stderr)
+    except ValueError as error:  # the library's own errors, one line each, are ValueErrors
+        print(f"e2d: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except study.ChapterFailed as error:
         print(f"e2d: {error}", file=sys.stderr)

@@ -8,11 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from e2d_lib.readers import (
-    CohortError,
-    Finding,
-    Reason,
-    dicom_scans,
+from e2d_lib.dicom import dicom_scans
+from e2d_lib.formats import (
     file_kind,
     guess_format,
     is_folder,
@@ -21,6 +18,7 @@ from e2d_lib.readers import (
     natural_key,
     split_series,
 )
+from e2d_lib.scan import Finding, Reason
 
 COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format")
 SPLITS = {
@@ -41,6 +39,10 @@ SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 
 Note = Callable[[str, str, str, str], None]
 """Takes the four fields of a `Finding`."""
+
+
+class CohortError(ValueError):
+    """A data root, manifest or cohort row that cannot be used; the message is one line and says what to do."""
 
 
 def read_cohort(data_root: str | Path) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pandas as pd
 from e2d_lib import files, training
 from e2d_lib.dataset import ScanSlices, few_shot
 from e2d_lib.model import ModelConfig
+from e2d_lib.prediction import PREPROCESSING
 from e2d_lib.progress import bar
 
 
@@ -77,21 +78,22 @@ def run(
     model: ModelConfig,
     recipe: training.Recipe,
     out_dir: str | Path,
-    data_key: str = "",
+    preprocessing: dict[str, Any] | None = None,
     tensorboard: bool = False,
     show: Callable[[pd.DataFrame], None] | None = None,
 ) -> Outcome:
     """Train every job, or pick up what an earlier run with the same settings and data left.
 
-    A job's folder is named by fold, fraction and seed, and by a hash of model, recipe and ``data_key`` (the
-    preprocessing's), so that runs with other settings live side by side. ``show`` gets the history so far.
+    A job's folder is named by fold, fraction and seed, and by a hash of model, recipe and ``preprocessing`` (the
+    parameters of ``preprocess.Params``, kept beside the checkpoint for prediction), so that runs with other settings
+    live side by side. ``show`` gets the history so far.
     """
     histories: list[pd.DataFrame] = []
     tables: dict[str, list[pd.DataFrame]] = {"runs": [], "history": [], "predictions": []}
     for job in bar(todo, desc="runs", unit="run"):
         train, valid = parts(slices, cohort, job)
         own = replace(recipe, seed=job.seed)
-        key = files.digest([asdict(model), {**asdict(own), "device": ""}, data_key], length=8)
+        key = files.digest([asdict(model), {**asdict(own), "device": ""}, preprocessing], length=8)
         folder = Path(out_dir) / f"{job.folder}-{key}"
 
         def so_far(history: pd.DataFrame, job: Job = job) -> None:
@@ -101,6 +103,8 @@ def run(
         fit = training.fit(
             train, valid, model=model, recipe=own, out_dir=folder, callback=so_far, tensorboard=tensorboard
         )
+        if preprocessing:
+            files.write_json(folder / PREPROCESSING, preprocessing)
         histories.append(_tagged(fit.history, job))
         held = few_shot(train.scan_ids, train.labels, own.inner_fraction, own.seed) if own.select == "inner" else []
         predictions = [fit.predictions.assign(part="valid")]

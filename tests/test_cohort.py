@@ -10,7 +10,7 @@ import pytest
 
 from e2d_lib.cohort import COHORT_COLUMNS, CohortError, assign_folds, cohort_findings, read_cohort
 from e2d_lib.readers import Finding, Reason, open_scan
-from tests.test_readers import JPEG, RAS, dicom, opened, series, write_nifti
+from tests.scans import JPEG, RAS, dicom, opened, series, write_nifti
 
 
 def write_scan(folder: Path, slices: int = 2) -> Path:

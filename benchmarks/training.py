@@ -1,0 +1,155 @@
+"""Does the input keep up? Images a second of training, against two yardsticks, measured in turns in one run.
+
+    python benchmarks/training.py                                                  # EfficientNet-B3 at 384
+    python benchmarks/training.py --backbone test_efficientnet --size 96           # a model so small that input shows
+
+step   the same training step on one random batch that already lies on the device: what the model alone allows
+study  e2d_lib.training: slices drawn, gathered, augmented on the device, then the same step
+usual  JPEG files decoded one by one, per-image torchvision augmentation, a DataLoader's workers, then the same step
+
+Prints each in images/s and the ratios study/step (1 means that input never waits) and study/usual, as the median over
+rounds with the range; on a busy machine look at the range.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from e2d_lib.dataset import ScanSlices
+from e2d_lib.model import ModelConfig
+from e2d_lib.progress import bar
+from e2d_lib.training import Batch, Recipe, Run, resolve_device
+
+
+def cohort(scans: int, size: int, device: torch.device) -> ScanSlices:
+    """Blurred noise, so that JPEG has something to compress, in windows of 24 slices."""
+    rng = np.random.default_rng(0)
+    arrays = [
+        np.stack(
+            [cv2.GaussianBlur(image, (7, 7), 0) for image in rng.integers(0, 256, (24, size, size), dtype=np.uint8)]
+        )
+        for _ in range(scans)
+    ]
+    areas = [rng.integers(100, 1000, 24) for _ in range(scans)]
+    return ScanSlices.from_arrays(
+        arrays, areas, [k % 2 for k in range(scans)], [f"scan {k}" for k in range(scans)], device=device
+    )
+
+
+class Jpegs(Dataset):
+    """The usual way: one file an item, decoded and augmented by itself (method.md §5's set in torchvision's terms)."""
+
+    def __init__(self, folder: Path, slices: ScanSlices, count: int) -> None:
+        folder.mkdir()
+        self.paths = []
+        for k, image in enumerate(slices.pixels[:count].cpu().numpy()):
+            self.paths.append(str(folder / f"{k}.jpg"))
+            cv2.imwrite(self.paths[-1], image)
+        self.transform = v2.Compose(
+            [
+                v2.ToDtype(torch.float32, scale=True),
+                v2.RandomHorizontalFlip(0.5),
+                v2.RandomApply(
+                    [v2.RandomAffine(30, (0.2, 0.2), (0.8, 1.2), interpolation=v2.InterpolationMode.BILINEAR)]
+                ),
+                v2.RandomApply([v2.ColorJitter(brightness=0.2, contrast=0.2)]),
+                v2.RandomErasing(0.2, scale=(0.0035, 0.0035), ratio=(1.0, 1.0)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        image = cv2.imread(self.paths[k], cv2.IMREAD_GRAYSCALE)
+        return self.transform(torch.from_numpy(image)[None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet_b3")
+    parser.add_argument("--size", type=int, default=384, help="side of a slice, pixels")
+    parser.add_argument("--scans-per-step", type=int, default=20, help="8 slices each")
+    parser.add_argument("--steps", type=int, default=4, help="steps a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2, help="of the usual loader")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--amp", default="auto", choices=["auto", "off", "bf16", "fp16"])
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+
+    device = resolve_device(options.device)
+    slices = cohort(options.scans_per_step * options.steps, options.size, device)
+    recipe = Recipe.corrected(
+        scans_per_step=options.scans_per_step,
+        select="last",
+        epochs=10_000,
+        device=str(device),
+        amp=options.amp,
+        compile=options.compile,
+    )
+    images_a_step = options.scans_per_step * recipe.n_samples
+    images = images_a_step * options.steps
+    model = ModelConfig(options.backbone, pretrained=False)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(slices, None, model, recipe, Path(folder) / "run")
+        jpegs = Jpegs(Path(folder) / "jpegs", slices, images + images_a_step)
+        pinned = {"num_workers": options.workers, "pin_memory": device.type == "cuda"}
+        targets = torch.randint(0, 2, (images_a_step,), device=device).float()
+        blank = torch.zeros(images_a_step, dtype=torch.bool, device=device)
+        resident = torch.rand(images_a_step, 1, options.size, options.size, device=device)
+        epoch = 0
+
+        def seconds(work: Callable[[], None]) -> float:
+            before = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - before
+
+        def train_on(pixels: torch.Tensor) -> None:
+            pixels = pixels.to(device, non_blocking=True)
+            run.step(pixels, Batch(pixels, targets, blank), images_a_step, 0)
+
+        def step(number: int) -> float:
+            run.trained.train()
+            return seconds(lambda: [train_on(resident) for _ in range(options.steps)])
+
+        def study(number: int) -> float:
+            return seconds(lambda: run.train_epoch(number + 1, bar(disable=True)))
+
+        def usual(number: int) -> float:
+            # Fresh workers each round, gone afterwards: idle ones would fill their queues while another way is timed.
+            # Their start is not counted, nor the first batch, on which they have had a lead.
+            run.trained.train()
+            batches = iter(DataLoader(jpegs, batch_size=images_a_step, shuffle=True, **pinned))
+            train_on(next(batches))
+            return seconds(lambda: [train_on(pixels) for pixels in batches])
+
+        speeds: dict[str, list[float]] = {}
+        for number in range(options.rounds + 1):
+            for way in (step, study, usual):
+                elapsed = way(number)
+                if number:  # the first round warms up
+                    speeds.setdefault(way.__name__, []).append(images / elapsed)
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"{options.backbone} at {options.size}, {images_a_step} images a step, {name}, {recipe.amp=}")
+    for way, values in speeds.items():
+        print(f"{way:6} {np.median(values):9.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
+    for other in ("step", "usual"):
+        ratio = np.array(speeds["study"]) / np.array(speeds[other])
+        print(f"study/{other} {np.median(ratio):.3f}  ({ratio.min():.3f} to {ratio.max():.3f})")
+
+
+if __name__ == "__main__":
+    main()

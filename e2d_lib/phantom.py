@@ -1,0 +1,741 @@
+"""A made-up cohort of chest CT on disk, for those without COV19-CT-DB: real surfaces, known masks and labels.
+
+The anatomy is that of ``e2d_lib.anatomy``; habitus, breathing, disease, look-alikes and the scanner's marks are drawn
+for each patient. Layout and dirt are those of COV19-CT-DB (method.md §1), the window is that of method.md §7.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from e2d_lib import anatomy, files, progress
+from e2d_lib.anatomy import APEX, Level, ramp
+
+VERSION = 1
+"""Of the generator: another version means other pixels."""
+
+LABELS = {"lung": 1, "ggo": 2, "consolidation": 3, "nodule": 4, "atelectasis": 5, "emphysema": 6}
+"""Values of a mask: 0 is outside the lungs, 1 healthy lung, the rest are findings (all inside the lungs)."""
+
+OUTSIDE_FOV = -2048
+"""HU outside the circular field of view."""
+
+
+class Source(NamedTuple):
+    """A hospital: what its scanner and its export do to every scan."""
+
+    blur: float  # mm, standard deviation of the point spread
+    edge: float  # gain of the kernel's edge enhancement
+    noise: float  # HU in soft tissue
+    grain: float  # mm, standard deviation of the noise's low pass
+    thickness: float  # mm
+    window: tuple[float, float]  # HU, centre and width of the JPEG export
+    counts: tuple[float, float]  # the part of the span of slice counts its scans lie in
+    table: int  # style of the table
+    feet_first: bool  # slice 0 is the lowest
+
+
+SOURCES = (
+    Source(0.55, 0.0, 22.0, 0.70, 1.25, (-600, 1500), (0.4, 0.9), 0, False),
+    Source(0.50, 0.5, 36.0, 0.50, 1.0, (-600, 1500), (0.6, 1.0), 1, False),
+    Source(0.75, 0.0, 15.0, 1.00, 4.0, (-550, 1500), (0.0, 0.3), 2, True),
+    Source(0.50, 0.2, 28.0, 0.60, 2.0, (-600, 1400), (0.2, 0.7), 1, False),
+)
+"""The hospitals; a cohort of more than four begins again with the first."""
+
+
+class Lesion(NamedTuple):
+    """A ragged ball in lung space, mm; ``reach`` (mm) keeps it that near the pleura, 0 leaves it alone."""
+
+    centre: tuple[float, float, float]
+    radius: float
+    kind: int
+    hu: float
+    ragged: float
+    reach: float = 0.0
+
+
+class Patient:
+    """One patient on one scanner; slices are rendered on demand, in any order, and always come out the same.
+
+    seed: int, SeedSequence or Generator. matrix: rows and columns of a slice. n_slices: slices of the scan.
+    positive: with COVID-19 or not. source: the hospital, an index into ``SOURCES`` (and round again).
+    """
+
+    def __init__(
+        self,
+        seed: int | np.random.SeedSequence | np.random.Generator,
+        *,
+        matrix: int = 512,
+        n_slices: int = 200,
+        positive: bool = False,
+        source: int = 0,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.matrix, self.n_slices, self.positive, self.source = matrix, n_slices, positive, source
+        self.scanner = SOURCES[source % len(SOURCES)]
+        self.base = anatomy.base()
+        self._slice_key = int(rng.integers(2**62))
+
+        # Habitus and position. The three scales are x, y, z; ``halves`` widens the left and the right.
+        self.female = bool(rng.random() < 0.45)
+        self.fat = float(np.clip(rng.lognormal(2.6, 0.5), 5, 40))  # mm under the skin
+        size = 0.93 if self.female else 1.0
+        self.scale = tuple(float(size * rng.normal(m, s)) for m, s in ((0.98, 0.04), (1.02, 0.05), (1.0, 0.04)))
+        self.halves = 1 + rng.normal(0, 0.02), 1 + rng.normal(0, 0.02)
+        self.shear, self.tilt = rng.normal(0, 0.03), rng.normal(0, 0.045)
+        self.bend = rng.normal(0, 6), rng.uniform(0, 6.28)
+        self.breath = float(np.clip(rng.normal(0.97, 0.08), 0.75, 1.12))  # 1: the base's full inspiration
+        self.breath_left = self.breath * float(rng.normal(1, 0.02))
+        self.contrast = float(rng.uniform(110, 260)) if rng.random() < 0.3 else 0.0  # HU of blood, 0: not given
+        # Less air, denser lung; and denser where the patient lies on it.
+        self.parenchyma = -850 - 150 * (self.breath - 0.97) + rng.normal(0, 28)
+        self.gravity = float(rng.gamma(2.0, 25.0))
+        self.arms_down = bool(rng.random() < 0.25)
+        self.heart = float(rng.normal(1, 0.07))
+        self.breast = float(rng.uniform(0.4, 1.1)) * self.female
+        self.ribs_at, self.spine_at = rng.uniform(-8, 8), rng.uniform(0, 25)
+        self.blanket = float(rng.uniform(6, 40)) if rng.random() < 0.4 else 0.0  # mm above the patient
+
+        top, foot = rng.uniform(252, 280), rng.uniform(-35, 20)
+        foot = min(foot, APEX - (APEX - anatomy.BASE) * max(self.breath, self.breath_left) - 4)
+        levels = np.linspace(foot, top, n_slices) if n_slices > 1 else np.array([140.0])
+        self.levels = levels if self.scanner.feet_first else levels[::-1]
+        self.spacing = float((top - foot) / max(n_slices - 1, 1) * self.scale[2])
+
+        width = 400 * self.scale[0] + self.fat
+        self.pixel = float(width * np.clip(rng.normal(0.91, 0.05), 0.8, 1.06) / matrix)  # mm
+        self.shift = rng.normal(0, 6), rng.normal(8, 12)  # mm, of the patient in the field of view
+        # Shapes are evaluated on at most 224 x 224 points, where distances are smooth, and enlarged.
+        self._grid = min(matrix, 224)
+        axis = ((np.arange(self._grid, dtype=np.float32) + 0.5) * (matrix / self._grid) - matrix / 2) * self.pixel
+        self._u, self._v = np.meshgrid(axis - np.float32(self.shift[0]), axis - np.float32(self.shift[1]))
+        full = (np.arange(matrix) + 0.5) / (matrix / 2) - 1
+        self._outside_fov = full[:, None] ** 2 + full[None] ** 2 > 1
+        self._table = self._draw_table()
+        self._cloud, self._tiles = self._draw_noise(rng)
+        self._vessels, self._airways = self._grow_trees(rng)
+        self.motion = self.emphysema = 0.0
+        self.lesions = self._draw_covid(rng) if positive else []
+        self._draw_look_alikes(rng)
+        self._lesion_levels = [float(self._level_of(lesion.centre[2], lesion.centre[0] > 0)) for lesion in self.lesions]
+
+    # -- drawn once
+
+    def _draw_noise(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Smooth noise in 3D, periodic, for shapes and textures; and tiles of the scanner's noise."""
+        n = 40
+        cloud = rng.standard_normal((n, n, n), np.float32)
+        for axis in range(3):
+            cloud = np.roll(cloud, 1, axis) + 2 * cloud + np.roll(cloud, -1, axis)
+        side, grain = int(self.matrix * 1.5), max(self.scanner.grain / self.pixel, 0.3)
+        tiles = []
+        for _ in range(3):
+            white = rng.standard_normal((side, side), np.float32)
+            # Reconstruction leaves little noise at low frequencies and the kernel none at high ones.
+            tile = cv2.GaussianBlur(white, (0, 0), grain) - 0.8 * cv2.GaussianBlur(white, (0, 0), 2.5 * grain)
+            tiles.append(tile / tile.std())
+        return cloud / cloud.std(), tiles
+
+    def _grow_trees(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Vessels and airways as balls on the pixel grid (see ``_place``)."""
+        n = int(np.clip(1200 / self.pixel, 250, 1700))  # finer pixels show finer vessels
+        step = max(0.6, 0.6 * self.pixel)
+        vessels, airways = [], []
+        hila = (("lung_r", (-36, 8, 145), (-34, 12, 130)), ("lung_l", (42, 12, 145), (40, 14, 130)))
+        for side, artery, vein in hila:
+            tree = anatomy.grow(np.array(artery, float), anatomy.sample_lung(side, n, rng, depth=1.5)[0], leaf=0.26)
+            balls = anatomy.beads(tree, step=step)
+            beside = balls[balls[:, 3] > 1.4].copy()  # bronchi go with the arteries, on their inner upper side
+            beside[:, 0] -= beside[:, 3] * 1.1 * np.sign(artery[0])
+            beside[:, 1] -= beside[:, 3] * 1.2
+            beside[:, 3] *= 0.72
+            airways.append(beside)
+            targets = anatomy.sample_lung(side, n * 2 // 3, rng, depth=1.5)[0]
+            tree = anatomy.grow(np.array(vein, float), targets, leaf=0.26)
+            vessels += [balls, anatomy.beads(tree, step=step)]
+        carina = (-5, 17, 164)
+        paths = (
+            ((-1, -8, 300), (-1, 0, 240), (-2, 8, 210), (-4, 14, 180), carina),
+            (carina, (-20, 13, 153), (-36, 7, 146)),
+            (carina, (20, 15, 152), (42, 11, 146)),
+        )
+        for path, radius in zip(paths, (8.0, 6.2, 5.6), strict=True):
+            points = np.array(path, float)
+            way = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
+            t = np.arange(0, way[-1], 1.0)
+            line = [np.interp(t, way, axis) for axis in points.T]
+            airways.append(np.column_stack([*line, np.full(len(t), radius)]))
+        return self._place(np.concatenate(vessels)), self._place(np.concatenate(airways))
+
+    def _draw_covid(self, rng: np.random.Generator) -> list[Lesion]:
+        """Ground glass, some with consolidated cores: mostly in both lungs, at the pleura, below, behind."""
+        extent = float(np.clip(rng.lognormal(np.log(0.10), 1.1), 0.01, 0.7))  # of the lungs, about
+        right = rng.uniform(0.3, 0.7) if rng.random() < 0.85 else float(rng.integers(2))
+        hu, cored = rng.uniform(-620, -400), rng.random() < 0.55
+        reach = rng.uniform(14, 30)
+        lesions, volume = [], 0.0
+        while volume < extent * 3.0e6 and len(lesions) < 120:
+            points, depth = anatomy.sample_lung("lung_r" if rng.random() < right else "lung_l", 32, rng)
+            below = (APEX - points[:, 2]) / (APEX - anatomy.BASE)
+            weight = np.exp(-depth / 7 + 2.6 * below + points[:, 1] / 60)
+            centre = tuple(points[rng.choice(32, p=weight / weight.sum())].tolist())
+            radius = float(min(rng.lognormal(np.log(17), 0.4), 10 + 80 * extent, 42))
+            lesions.append(Lesion(centre, radius, LABELS["ggo"], hu + rng.normal(0, 50), 0.6, reach))
+            volume += 1.1 * radius**3
+            if cored and rng.random() < 0.5:
+                core = radius * rng.uniform(0.5, 0.9)
+                lesions.append(Lesion(centre, core, LABELS["consolidation"], rng.uniform(-150, 30), 0.9, reach))
+        return sorted(lesions, key=lambda lesion: lesion.kind)  # consolidation over ground glass
+
+    def _draw_look_alikes(self, rng: np.random.Generator) -> None:
+        """What else can be seen in a chest: in most negatives, in a third of the positives."""
+        kinds = ("nodule", "atelectasis", "emphysema", "motion")
+        # Drawn for every patient, so that the two classes differ by nothing else.
+        shares = np.array([0.22, 0.28, 0.18, 0.14])
+        present = rng.random(4) < shares * (0.5 if self.positive else 1.2)
+        found = {kind for kind, there in zip(kinds, present, strict=True) if there}
+        if "nodule" in found:
+            for _ in range(rng.integers(1, 7)):
+                side = ("lung_r", "lung_l")[rng.integers(2)]
+                centre = tuple(anatomy.sample_lung(side, 1, rng, depth=4)[0][0].tolist())
+                self.lesions.append(Lesion(centre, rng.uniform(3, 12), LABELS["nodule"], rng.uniform(-80, 60), 0.3))
+        if "atelectasis" in found:
+            for side in (-1, 1):
+                for _ in range(rng.integers(0, 3)):
+                    centre = (side * rng.uniform(35, 90), rng.uniform(68, 96), rng.uniform(36, 110))
+                    hu = rng.uniform(-450, 0)
+                    self.lesions.append(Lesion(centre, rng.uniform(14, 34), LABELS["atelectasis"], hu, 0.35, 16))
+        if "emphysema" in found:
+            self.emphysema = float(rng.uniform(0.6, 1.4))
+        if "motion" in found:
+            self.motion = float(rng.uniform(2.5, 6.0))  # mm
+
+    def _draw_table(self) -> np.ndarray:
+        """HU to add to air, (matrix, matrix) float32: the table's top and, by style, mattress and trough."""
+        n, pixel, style = self.matrix, self.pixel, self.scanner.table
+        back = (124 + 0.45 * self.fat) * self.scale[1] + self.shift[1] + 3
+        x = np.linspace(-280, 280, 60)
+        dish = x**2 / (2800 if style == 1 else 1500)
+        curves = [(x, back + (26 if style == 1 else 34) - dish, 3.0, 235), (x, back + 6 - dish * 1.2, 0.8, 35)]
+        if style == 0:
+            trough = np.array([-230, -105, 105, 230.0])
+            curves.append((trough, back + np.array([12, 88, 88, 12]), 2.0, 215))
+        elif style == 2:
+            curves.append((x, back + 62 - dish * 0.5, 2.2, 215))
+        image = np.zeros((n, n), np.uint8)
+        for across, down, thick, value in curves:
+            points = np.column_stack([across + self.shift[0], down]) / pixel + n / 2
+            thin = max(round(thick / pixel), 1)
+            cv2.polylines(image, [np.rint(points * 16).astype(np.int32)], False, value, thin, cv2.LINE_AA, 4)
+        return image.astype(np.float32) * np.float32(1100 / 255)
+
+    # -- between base space and pixels
+
+    def _level_of(self, lung_z: float | np.ndarray, left: bool | np.ndarray) -> float | np.ndarray:
+        """Lung space's z -> the level breathing moves it to."""
+        return APEX - (APEX - lung_z) * np.where(left, self.breath_left, self.breath)
+
+    def _to_pixels(self, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
+        """Base x, y on level z (mm) -> column, row."""
+        x = x * np.where(x > 0, *self.halves) + self.shear * y
+        x, y = x * self.scale[0] + self.bend[0] * np.sin(z / 110 + self.bend[1]), y * self.scale[1]
+        c, s, centre = np.cos(self.tilt), np.sin(self.tilt), self.matrix / 2 - 0.5
+        return (c * x - s * y + self.shift[0]) / self.pixel + centre, (
+            s * x + c * y + self.shift[1]
+        ) / self.pixel + centre
+
+    def _to_base(self, z: float) -> tuple[np.ndarray, np.ndarray]:
+        """Base x, y (mm) of the grid's points on level z: the inverse of ``_to_pixels``."""
+        c, s = float(np.cos(self.tilt)), float(np.sin(self.tilt))
+        y = (c * self._v - s * self._u) / self.scale[1]
+        x = (c * self._u + s * self._v - float(self.bend[0] * np.sin(z / 110 + self.bend[1]))) / self.scale[0]
+        x = x - self.shear * y
+        return x / np.where(x > 0, *np.float32(self.halves)), y
+
+    def _place(self, balls: np.ndarray) -> np.ndarray:
+        """Balls (n, 4) x, y, z, radius in lung space -> (n, 4) float32 column, row, level, radius (mm), by level."""
+        x, y, z, radius = balls.T
+        z = self._level_of(z, x > 0)
+        placed = np.column_stack([*self._to_pixels(x, y, z), z, radius * self.scale[0]])
+        return placed[np.argsort(z, kind="stable")].astype(np.float32)
+
+    def _up(self, field: np.ndarray) -> np.ndarray:
+        """From the grid to the matrix."""
+        if self._grid == self.matrix:
+            return field
+        return cv2.resize(field, (self.matrix, self.matrix), interpolation=cv2.INTER_LINEAR)
+
+    def _noise(self, x: np.ndarray, y: np.ndarray, z: float, cell: float) -> np.ndarray:
+        """Smooth noise of unit variance with cells of ``cell`` mm."""
+        n = len(self._cloud)
+        at = (z / cell) % n
+        low = int(at)
+        plane = cv2.addWeighted(self._cloud[low], 1 - at + low, self._cloud[(low + 1) % n], at - low, 0)
+        return cv2.remap(plane, x * (1 / cell), y * (1 / cell), cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
+
+    # -- one slice
+
+    def render(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slice ``k``: HU (matrix, matrix) float32 and mask (matrix, matrix) uint8, values of ``LABELS``."""
+        level, mask = self._level(float(self.levels[k])), np.zeros((self.matrix, self.matrix), np.uint8)
+        fine = self._noise(level.x, level.y, level.z, 3.0)
+        body, skin = self._body(level)
+        hu = self._table - np.float32(1000)
+        if self.blanket:
+            fold = np.abs(body - self.blanket - 4 * level.rough) - 0.4
+            self._paint(hu, np.where(level.y < 30, fold, 9).astype(np.float32), -900)
+        self._paint(hu, body, 15)
+        self._paint(hu, skin, self._up(-103 + 7 * fine))
+        if self.breast:
+            gland = np.maximum(self._breasts(level) + 14, 0.5 - fine) * 2
+            self._paint(hu, np.maximum(gland, 8 - level.cage), 10)
+        self._paint(hu, anatomy.muscles(level), self._up(48 + 6 * fine))
+        self._paint(hu, level.cage, -90)
+        soft, gas = anatomy.organs(level, heart=self.heart)
+        self._paint(hu, soft, self._up(46 + 5 * fine))
+        self._paint(hu, anatomy.blood(level), self.contrast or 42)
+        bone, cartilage = anatomy.bones(level, sternum=self.base.sternum, ribs_at=self.ribs_at, spine_at=self.spine_at)
+        self._paint(hu, cartilage, 95)
+        self._paint(hu, bone, 520)
+        self._paint(hu, bone + 2, self._up(170 + 45 * fine))
+        if gas is not None:
+            self._paint(hu, gas, -960)
+        if level.lung.min() < 3:
+            self._paint_lungs(hu, mask, level, fine)
+        self._paint_vessels(hu, level.z)
+        return self._scan(hu, body, level.z, np.random.default_rng((self._slice_key, k))), mask
+
+    def _level(self, z: float) -> Level:
+        x, y = self._to_base(z)
+        lung_z = [APEX - (APEX - z) / breath for breath in (self.breath, self.breath_left)]
+        cage = self.base.cage.plane(x, y, z, outside=200)
+        lungs = (
+            self.base.lung_r.plane(x, y, lung_z[0], outside=14),
+            self.base.lung_l.plane(x, y, lung_z[1], outside=14),
+        )
+        return Level(
+            x=x, y=y, z=z, lung_z=sum(lung_z) / 2, lean=self.base.body.plane(x, y, z, outside=200), cage=cage,
+            lung=np.maximum(np.minimum(*lungs), cage + 1), turn=np.abs(np.arctan2(x, y - 12)) * np.float32(1 / np.pi),
+            rough=self._noise(x, y, z, 9.0),
+        )  # fmt: skip
+
+    def _breasts(self, level: Level) -> np.ndarray:
+        """Flattened and fallen to the sides, as in a patient on her back."""
+        size = 60 * self.breast + 8
+        front = -70 - 0.35 * self.fat
+        sides = [
+            level.ellipsoid((side * 98, front, 120), (size * 1.2, size * 0.72, size), z=level.z) for side in (-1, 1)
+        ]
+        return np.minimum(*sides)
+
+    def _body(self, level: Level) -> tuple[np.ndarray, np.ndarray]:
+        """Outer and inner surface of the skin."""
+        front = ramp(-level.y, -110, 60)
+        belly = float(ramp(120 - level.z, 0, 120))
+        body = level.lean - self.fat * (0.45 + (0.55 + 0.4 * belly) * front) - 0.8 * level.rough
+        if self.breast:
+            other = self._breasts(level)
+            # A smooth union: the breast leaves the chest without a crease.
+            blend = np.clip(0.5 + (other - body) / 36, 0, 1)
+            body = other + (body - other) * blend - 18 * blend * (1 - blend)
+        inner = body + 2
+        if self.arms_down and level.z < 225:
+            at = 205 + 0.5 * self.fat + 42
+            arm = np.minimum(level.ellipse(-at, 30, 36, 44), level.ellipse(at, 30, 36, 44)) - 0.2 * self.fat
+            body = np.minimum(body, arm)
+            bone = np.minimum(level.ellipse(-at, 30, 10, 10), level.ellipse(at, 30, 10, 10))
+            inner = np.minimum(inner, np.maximum(np.abs(arm + 4) - 2, -bone))
+        return body, inner
+
+    def _paint(self, hu: np.ndarray, distance: np.ndarray, value: float | np.ndarray) -> np.ndarray:
+        """Put ``value`` where ``distance`` is negative, with an edge as soft as pixel and slice are large."""
+        width = 1.2 * self.pixel + 0.25 * self.scanner.thickness
+        cover = np.clip(0.5 - self._up(distance.astype(np.float32, copy=False)) * np.float32(1 / width), 0, 1)
+        hu += cover * (value - hu)
+        return cover
+
+    def _paint_lungs(self, hu: np.ndarray, mask: np.ndarray, level: Level, fine: np.ndarray) -> None:
+        # Small vessels and lobules that no scanner resolves leave a texture, with more bright spots than dark.
+        texture = 18 * level.rough + 24 * fine + 9 * (fine * fine - 1)
+        tissue = self.parenchyma + self.gravity * ramp(level.y, -60, 100) ** 2 + texture
+        for side in (-1, 1):
+            fissure = np.abs(anatomy.fissures(level, side))
+            tissue += 150 * ramp(-fissure, -1.2, 0) * ramp(level.x * side, 8, 20) * ramp(level.rough, -1.0, 0.2)
+        tissue = self._up(tissue.astype(np.float32))
+        inside = self._up(level.lung) < 0
+        mask[inside] = LABELS["lung"]
+        if self.emphysema:
+            upper = float(ramp(level.lung_z, 40, 200))
+            holes = self._up(ramp(self._noise(level.x, level.y, level.lung_z, 4.0), 1.5 - self.emphysema * upper, 2.3))
+            tissue += holes * (-980 - tissue)
+            mask[inside & (holes > 0.5)] = LABELS["emphysema"]
+        if self.lesions:
+            self._paint_lesions(tissue, mask, level)
+        self._paint(hu, level.lung, tissue)
+
+    def _paint_lesions(self, tissue: np.ndarray, mask: np.ndarray, level: Level) -> None:
+        n, grids = self.matrix, None
+        for lesion, at in zip(self.lesions, self._lesion_levels, strict=True):
+            (x, y, _), off = lesion.centre, level.z - at
+            if abs(off) > 1.7 * lesion.radius:
+                continue
+            column, row = (float(v) for v in self._to_pixels(x, y, level.z))
+            reach = 1.8 * lesion.radius * max(self.scale) / self.pixel
+            box = tuple(slice(max(int(v - reach), 0), min(int(v + reach) + 2, n)) for v in (row, column))
+            if mask[box].size == 0:
+                continue
+            if grids is None:  # once a slice, and only in slices with lesions
+                ragged = self._noise(level.x, level.y, level.lung_z, 3.5) + level.rough
+                net = np.abs(self._noise(level.x, level.y, level.lung_z, 2.4))
+                grids = [self._up(grid) for grid in (level.x, level.y, 0.55 * ragged, -level.lung, net)]
+            gx, gy, ragged, depth, net = (grid[box] for grid in grids)
+            field = 1 - np.sqrt((gx - x) ** 2 + (gy - y) ** 2 + off**2) / lesion.radius + lesion.ragged * ragged
+            if lesion.reach:
+                field -= ramp(depth, lesion.reach * 0.6, lesion.reach * 1.4)
+            soft = lesion.kind == LABELS["ggo"]
+            strength = ramp(field, 0, 0.8 if soft else 0.2)
+            # Thickened septa make ground glass a crazy paving.
+            value = lesion.hu + 110 * ramp(-net, -0.3, 0) + 90 * ragged if soft else lesion.hu
+            # A finding adds to the tissue there; it never thins it.
+            tissue[box] += strength * np.maximum(value - tissue[box], 0)
+            labels = mask[box]
+            labels[(strength > 0.4) & (labels > 0)] = lesion.kind
+
+    def _paint_vessels(self, hu: np.ndarray, z: float) -> None:
+        blood = 0.85 * self.contrast or 40.0
+        hu += self._discs(self._vessels, z) * np.maximum(np.float32(blood) - hu, 0)
+        hu += self._discs(self._airways, z, wall=0.5) * np.maximum(-60 - hu, 0)
+        hu += self._discs(self._airways, z) * (-990 - hu)
+
+    def _discs(self, balls: np.ndarray, z: float, wall: float = 0.0) -> np.ndarray:
+        """Where the slice cuts balls made ``wall`` mm thicker: cover 0..1, (matrix, matrix) float32."""
+        image = np.zeros((self.matrix, self.matrix), np.uint8)
+        half = 0.5 * self.scanner.thickness / self.scale[2]
+        near = balls[slice(*np.searchsorted(balls[:, 2], (z - 14, z + 14)))]
+        radius = near[:, 3] + wall
+        off = np.maximum(np.abs(near[:, 2] - z) - half, 0)
+        near, radius, off = (values[off < radius] for values in (near, radius, off))
+        cut = np.sqrt(radius**2 - off**2)
+        # A vessel thinner than slice or pixel fills only part of it.
+        pixels = cut / self.pixel
+        strength = np.minimum(2 * cut / max(self.scanner.thickness, self.pixel), 1) * np.minimum(pixels / 0.7, 1)
+        pixels = np.maximum(pixels, 0.7)
+        order = np.argsort(strength, kind="stable")  # the strongest last, on top
+        centres = np.rint(near[order, :2] * 16).astype(int).tolist()
+        sizes, values = np.rint(pixels[order] * 16).astype(int).tolist(), np.rint(strength[order] * 255).tolist()
+        for centre, size, value in zip(centres, sizes, values, strict=True):
+            cv2.circle(image, centre, size, value, -1, cv2.LINE_AA, 4)
+        return image.astype(np.float32) * np.float32(1 / 255)
+
+    def _scan(self, hu: np.ndarray, body: np.ndarray, z: float, rng: np.random.Generator) -> np.ndarray:
+        """What the scanner adds: motion, point spread, edge enhancement, noise, the circular field of view."""
+        scanner, n = self.scanner, self.matrix
+        if self.motion:
+            way = self.motion * np.sin(z / 9.0) / self.pixel
+            moved = np.float32([[1, 0, 0.3 * way], [0, 1, way]])
+            ghost = cv2.warpAffine(hu, moved, (n, n), borderMode=cv2.BORDER_REPLICATE)
+            hu += self._up(0.45 * ramp(-body, 8, 30).astype(np.float32)) * (
+                ghost - hu
+            )  # the inside moves, not the skin
+        hu = cv2.GaussianBlur(hu, (0, 0), max(scanner.blur / self.pixel, 0.3))
+        if scanner.edge:
+            wide = cv2.GaussianBlur(hu, (0, 0), 1.2 / self.pixel + 0.3)
+            hu = cv2.addWeighted(hu, 1 + scanner.edge, wide, -scanner.edge, 0)
+        row, column = rng.integers(len(self._tiles[0]) - n, size=2)
+        first, second = rng.permutation(3)[:2]
+        window = np.s_[row : row + n, column : column + n]
+        # Noise grows with the tissue the rays have crossed; along the shoulders it becomes streaks.
+        deep = self._up(0.35 + 0.65 * ramp(-body, -20, 70))
+        noise = scanner.noise * (0.7 + self.fat / 45) * (1 + 0.5 * float(ramp(z, 195, 235)))
+        hu += self._tiles[first][window] * deep * np.float32(noise)
+        if z > 190:
+            streaks = cv2.blur(self._tiles[second][window], (max(int(60 / self.pixel), 3), 1))
+            hu += streaks * deep * np.float32(3 * noise * float(ramp(z, 190, 220)))
+        hu[self._outside_fov] = OUTSIDE_FOV
+        return hu
+
+    def export(self, hu: np.ndarray) -> np.ndarray:
+        """HU (rows, columns) -> uint8 in the hospital's window, truncated as in method.md §7."""
+        centre, width = self.scanner.window
+        return np.clip((hu - np.float32(centre - width / 2)) * np.float32(255 / width), 0, 255).astype(np.uint8)
+
+    def image(self, k: int) -> np.ndarray:
+        """Slice ``k`` as exported: (matrix, matrix) uint8."""
+        return self.export(self.render(k)[0])
+
+    def truth(self, masks: np.ndarray) -> dict[str, Any]:
+        """What a scan's masks (slices, rows, columns) say, for the table: findings, extents in shares of the lung."""
+        counts = np.bincount(masks.ravel(), minlength=len(LABELS) + 1)
+        lung = max(int(counts[1:].sum()), 1)
+        extent = {
+            f"extent_{name}": round(float(counts[value] / lung), 6) for name, value in LABELS.items() if value > 1
+        }
+        covid = (masks == LABELS["ggo"]) | (masks == LABELS["consolidation"])
+        found = [name for name, value in LABELS.items() if value > 1 and counts[value]]
+        return {
+            "findings": "+".join(found + ["motion"] * bool(self.motion)),
+            "extent": round(float(covid.sum() / lung), 6),
+            **extent,
+            "lesion_slices": " ".join(map(str, np.flatnonzero(covid.any((1, 2))))),
+            "lung_voxels": int(counts[1:].sum()),
+            "pixel_mm": round(self.pixel, 4),
+            "spacing_mm": round(self.spacing, 4),
+        }
+
+
+def patient(seed: int | np.random.SeedSequence | np.random.Generator, **options: Any) -> Patient:
+    """One patient; see ``Patient``.
+
+    >>> patient(0, matrix=64, n_slices=3, positive=True).image(1).shape
+    (64, 64)
+    """
+    return Patient(seed, **options)
+
+
+# -- a cohort on disk
+
+DIRT = ("twins", "undecodable", "three_channel", "mixed_shapes", "short")
+"""Kinds of dirt (method.md §1), each given to one scan in about 60; the last two only from 20 scans on, as they cost
+the pipeline a scan."""
+
+_APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(139)
+"""What macOS leaves in a ``._`` twin: the AppleDouble magic and an empty resource fork, 163 bytes."""
+
+
+def _plan(parameters: dict[str, Any]) -> pd.DataFrame:
+    """One row a scan: scan_id, split, label, source, n_slices, dirt; a function of the parameters alone."""
+    n, sources = parameters["n_scans"], parameters["n_sources"]
+    rng = np.random.default_rng(np.random.SeedSequence(parameters["seed"], spawn_key=(0,)))
+    # Label, then source, then split are dealt in turn, so that each is balanced within the ones before.
+    n_positive = round(n * parameters["positive"])
+    label = np.r_[np.ones(n_positive, int), np.zeros(n - n_positive, int)]
+    source = np.concatenate([np.arange(k) % sources for k in (n_positive, n - n_positive)])
+    order = rng.permutation(n)
+    rank = np.empty(n)
+    for key in range(2 * sources):
+        members = order[(label * sources + source)[order] == key]
+        rank[members] = (np.arange(len(members)) + rng.random()) / max(len(members), 1)
+    split = np.full(n, "train", dtype=object)
+    for value in (1, 0):
+        members = np.flatnonzero(label == value)
+        split[members[np.argsort(rank[members], kind="stable")[: round(len(members) * parameters["valid"])]]] = "valid"
+    low, high = parameters["slices"]
+    spans = np.array([SOURCES[s % len(SOURCES)].counts for s in source])
+    n_slices = np.rint(low + (high - low) * rng.uniform(spans[:, 0], spans[:, 1])).astype(int)
+    dirt = np.full(n, "", dtype=object)
+    if parameters["dirt"] and parameters["format"] == "jpeg":
+        kinds = DIRT if n >= 20 else DIRT[:3]
+        train = rng.permutation(np.flatnonzero(split == "train"))
+        each = max(1, n // 60)
+        for i, kind in enumerate(kinds):
+            dirt[train[i * each : (i + 1) * each]] = kind
+    kept = np.where(dirt == "short", rng.integers(1, 5, n), n_slices)
+    plan = pd.DataFrame(
+        {
+            "split": split,
+            "label": label,
+            "source": [f"hospital_{s + 1}" for s in source],
+            "source_index": source,
+            "planned": n_slices,
+            "n_slices": kept,
+            "dirt": dirt,
+        }
+    )
+    plan = plan.iloc[rng.permutation(n)].reset_index(drop=True)
+    number = plan.groupby(["split", "label"]).cumcount()
+    classes = plan["label"].map({1: "positive", 0: "negative"})
+    plan.insert(0, "scan_id", plan["split"] + "/" + classes + "/ct_scan_" + number.astype(str))
+    return plan
+
+
+def _safe(scan_id: str) -> str:
+    return scan_id.replace("/", "__")
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+def _write_scan(out: Path, index: int, row: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Render one scan and put it in place: mask and record first, the slices last, each with one rename."""
+    seed = np.random.SeedSequence(parameters["seed"], spawn_key=(1, index))
+    scan = Patient(
+        seed,
+        matrix=parameters["matrix"],
+        n_slices=row["planned"],
+        positive=bool(row["label"]),
+        source=row["source_index"],
+    )
+    rng = np.random.default_rng(np.random.SeedSequence(parameters["seed"], spawn_key=(2, index)))
+    name, nifti, dirt = _safe(row["scan_id"]), parameters["format"] == "nifti", row["dirt"]
+    n, first = row["n_slices"], (row["planned"] - row["n_slices"]) // 2  # a short scan is the middle of a whole one
+    masks = np.zeros((n, scan.matrix, scan.matrix), np.uint8)
+    volume = np.zeros(masks.shape, np.int16) if nifti else None
+    partial = out / "truth" / "partial" / name
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    spoilt = rng.integers(n)
+    for k in range(n):
+        hu, masks[k] = scan.render(first + k)
+        if nifti:
+            volume[k] = np.rint(np.clip(hu, OUTSIDE_FOV, 3071))
+            continue
+        image = scan.export(hu)
+        if dirt == "mixed_shapes" and k < max(n // 10, 1):  # a scout series among the slices
+            image = cv2.resize(image, (scan.matrix, scan.matrix * 3 // 4), interpolation=cv2.INTER_AREA)
+        data = _jpeg(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if dirt == "three_channel" else image)
+        if dirt == "undecodable" and k == spoilt:
+            data = data[:60]  # a copy that broke off inside the tables
+        (partial / f"{k}.jpg").write_bytes(data)
+        if dirt == "twins":
+            (partial / f"._{k}.jpg").write_bytes(_APPLE_DOUBLE)
+    if nifti:
+        _write_nifti(partial.with_suffix(".nii.gz"), volume, masks, scan)
+    truth = scan.truth(masks)
+    with files.replacing(out / "truth" / "masks" / f"{name}.npz") as tmp, open(tmp, "wb") as file:
+        np.savez_compressed(file, mask=masks)
+    final = _scan_path(out, row["scan_id"], parameters["format"])
+    final.parent.mkdir(parents=True, exist_ok=True)
+    n_files = 1 if nifti else len(list(partial.iterdir()))
+    files.write_json(out / "truth" / "records" / f"{name}.json", truth | {"n_files": n_files})
+    if nifti:
+        os.replace(partial.with_suffix(".nii.gz"), final)
+        partial.rmdir()
+    else:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+
+
+def _scan_path(out: Path, scan_id: str, format: str) -> Path:
+    return out / (scan_id + ".nii.gz" if format == "nifti" else scan_id)
+
+
+def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patient) -> None:
+    """HU as a RAS NIfTI; turns ``masks`` in place into the order and mirroring a reader of the file will see."""
+    import nibabel
+
+    if not scan.scanner.feet_first:
+        volume, masks[:] = volume[::-1], masks[::-1].copy()
+    # (slice, row to the back, column to the left) -> (right, front, head): each axis turned round.
+    ras = volume[:, ::-1, ::-1].transpose(2, 1, 0)
+    affine = np.diag([scan.pixel, scan.pixel, scan.spacing, 1.0])
+    affine[:2, 3] = -(scan.matrix - 1) / 2 * scan.pixel
+    image = nibabel.Nifti1Image(np.ascontiguousarray(ras), affine)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+    masks[:] = masks[:, :, ::-1].copy()
+
+
+def _is_complete(out: Path, scan_id: str, format: str) -> bool:
+    name, path = _safe(scan_id), _scan_path(out, scan_id, format)
+    record = out / "truth" / "records" / f"{name}.json"
+    if not (record.is_file() and (out / "truth" / "masks" / f"{name}.npz").is_file()):
+        return False
+    if format == "nifti":
+        return path.is_file()
+    return path.is_dir() and len(os.listdir(path)) == files.read_json(record)["n_files"]
+
+
+def write(
+    out_dir: str | Path,
+    *,
+    n_scans: int = 60,
+    matrix: int = 512,
+    slices: Sequence[int] = (50, 300),
+    seed: int = 0,
+    positive: float = 0.5,
+    valid: float = 0.25,
+    n_sources: int = 4,
+    dirt: bool = True,
+    format: str = "jpeg",
+    n_jobs: int = -1,
+) -> pd.DataFrame:
+    """Write a made-up cohort and return its table of truth, one row a scan.
+
+    Layout of COV19-CT-DB (method.md §1): ``train|valid/positive|negative/ct_scan_N/K.jpg``, numbers from 0, so names
+    repeat between classes; ``sources.csv`` (scan_id, source); ``phantom.json``, all parameters; ``truth/scans.csv``,
+    the table returned; ``truth/masks/<scan_id, / as __>.npz`` with ``mask``: (slices, rows, columns) uint8, values of
+    ``LABELS``, in the order and shape a reader of the files gets.
+    ``format="nifti"`` writes ``<scan_id>.nii.gz`` in HU and a ``manifest.csv`` that says what each file is.
+
+    n_scans: scans, training and validation together. matrix: rows and columns of a slice. slices: fewest and most
+    slices of a scan, both possible. positive, valid: shares. n_sources: hospitals. dirt: see ``DIRT``.
+    n_jobs: processes, -1 for one a core; the files do not depend on it.
+
+    A scan appears whole or not at all. A second call with the same parameters writes what is missing only. ValueError
+    for parameters out of range, and for a folder that holds anything else than a phantom of the same parameters.
+    """
+    out = Path(out_dir)
+    parameters = {
+        "version": VERSION,
+        "n_scans": int(n_scans),
+        "matrix": int(matrix),
+        "slices": [int(s) for s in slices],
+        "seed": int(seed),
+        "positive": float(positive),
+        "valid": float(valid),
+        "n_sources": int(n_sources),
+        "dirt": bool(dirt),
+        "format": format,
+    }
+    _check(out, parameters)
+    files.write_json(out / "phantom.json", parameters)
+    plan = _plan(parameters)
+    todo = [i for i, scan_id in enumerate(plan["scan_id"]) if not _is_complete(out, scan_id, format)]
+    table_path = out / "truth" / "scans.csv"
+    if not todo and table_path.is_file():
+        return _read_truth(table_path)
+    rows = plan.to_dict("records")
+    if todo:
+        from joblib import Parallel, delayed
+
+        jobs = Parallel(n_jobs=min(n_jobs, len(todo)) if n_jobs > 0 else n_jobs, return_as="generator_unordered")
+        done = jobs(delayed(_write_scan)(out, i, rows[i], parameters) for i in todo)
+        for _ in progress.bar(done, total=len(todo), desc="phantom", unit="scan"):
+            pass
+        shutil.rmtree(out / "truth" / "partial", ignore_errors=True)
+    records = [files.read_json(out / "truth" / "records" / f"{_safe(i)}.json") for i in plan["scan_id"]]
+    table = pd.concat([plan.drop(columns=["source_index", "planned"]), pd.DataFrame(records)], axis=1)
+    if format == "nifti":
+        manifest = plan[["scan_id", "split", "label", "source"]].assign(format="nifti")
+        manifest.insert(0, "path", manifest["scan_id"] + ".nii.gz")
+        files.write_csv(out / "manifest.csv", manifest)
+    files.write_csv(out / "sources.csv", plan[["scan_id", "source"]])
+    files.write_csv(table_path, table)
+    return _read_truth(table_path)
+
+
+def _read_truth(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, keep_default_na=False, na_values={"label": [""]})
+
+
+def _check(out: Path, parameters: dict[str, Any]) -> None:
+    low, high = parameters["slices"]
+    if not 1 <= low <= high:
+        raise ValueError(f"slices must be (fewest, most) with 1 <= fewest <= most, not {(low, high)}")
+    for name in ("n_scans", "n_sources"):
+        if parameters[name] < 1:
+            raise ValueError(f"{name} must be at least 1, not {parameters[name]}")
+    if parameters["matrix"] < 32:
+        raise ValueError(f"matrix must be at least 32 pixels, not {parameters['matrix']}")
+    for name in ("positive", "valid"):
+        if not 0 <= parameters[name] <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1, not {parameters[name]}")
+    if parameters["format"] not in ("jpeg", "nifti"):
+        raise ValueError(f"format must be 'jpeg' or 'nifti', not {parameters['format']!r}")
+    if not out.exists():
+        return
+    if (out / "phantom.json").is_file():
+        found = files.read_json(out / "phantom.json")
+        differ = [f"{k} {found.get(k)!r} there, {v!r} asked for" for k, v in parameters.items() if found.get(k) != v]
+        if differ:
+            raise ValueError(f"{out} holds another phantom ({'; '.join(differ)}); delete it or choose another folder")
+    elif any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no phantom; choose another folder")
