@@ -7,8 +7,8 @@ step   the same training step on one random batch that already lies on the devic
 study  e2d_lib.training: slices drawn, gathered, augmented on the device, then the same step
 usual  JPEG files decoded one by one, per-image torchvision augmentation, a DataLoader's workers, then the same step
 
-Prints each in images/s and the ratios study/step (1 means that input never waits) and study/usual, as the median over
-rounds with the range; on a busy machine look at the range.
+Prints each in images/s, median and range over rounds, and the ratios study/step (1: input never waits) and study/usual.
+On a machine that does other work meanwhile the ranges are wide, and the ratios mean little.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
 from e2d_lib.dataset import ScanSlices
@@ -47,10 +47,10 @@ def cohort(scans: int, size: int, device: torch.device) -> ScanSlices:
 class Jpegs(Dataset):
     """The usual way: one file an item, decoded and augmented by itself (method.md §5's set in torchvision's terms)."""
 
-    def __init__(self, folder: Path, slices: ScanSlices, count: int) -> None:
+    def __init__(self, folder: Path, slices: ScanSlices) -> None:
         folder.mkdir()
         self.paths = []
-        for k, image in enumerate(slices.pixels[:count].cpu().numpy()):
+        for k, image in enumerate(slices.pixels.cpu().numpy()):
             self.paths.append(str(folder / f"{k}.jpg"))
             cv2.imwrite(self.paths[-1], image)
         self.transform = v2.Compose(
@@ -102,12 +102,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         run = Run(slices, None, model, recipe, Path(folder) / "run")
-        jpegs = Jpegs(Path(folder) / "jpegs", slices, images + images_a_step)
-        pinned = {"num_workers": options.workers, "pin_memory": device.type == "cuda"}
+        jpegs = Jpegs(Path(folder) / "jpegs", slices)
+        workers = {"num_workers": options.workers, "prefetch_factor": 2, "pin_memory": device.type == "cuda"}
+        lead = 2 * options.workers + 1
         targets = torch.randint(0, 2, (images_a_step,), device=device).float()
         blank = torch.zeros(images_a_step, dtype=torch.bool, device=device)
         resident = torch.rand(images_a_step, 1, options.size, options.size, device=device)
-        epoch = 0
 
         def seconds(work: Callable[[], None]) -> float:
             before = time.perf_counter()
@@ -128,27 +128,30 @@ def main() -> None:
             return seconds(lambda: run.train_epoch(number + 1, bar(disable=True)))
 
         def usual(number: int) -> float:
-            # Fresh workers each round, gone afterwards: idle ones would fill their queues while another way is timed.
-            # Their start is not counted, nor the first batch, on which they have had a lead.
+            # Timed in the workers' stride: after the batches made while they had a lead, and with more still to make.
             run.trained.train()
-            batches = iter(DataLoader(jpegs, batch_size=images_a_step, shuffle=True, **pinned))
-            train_on(next(batches))
-            return seconds(lambda: [train_on(pixels) for pixels in batches])
+            order = RandomSampler(jpegs, num_samples=(options.steps + 2 * lead) * images_a_step, replacement=True)
+            batches = iter(DataLoader(jpegs, batch_size=images_a_step, sampler=order, **workers))
+            for _ in range(lead):
+                train_on(next(batches))
+            return seconds(lambda: [train_on(next(batches)) for _ in range(options.steps)])
 
         speeds: dict[str, list[float]] = {}
-        for number in range(options.rounds + 1):
-            for way in (step, study, usual):
-                elapsed = way(number)
-                if number:  # the first round warms up
-                    speeds.setdefault(way.__name__, []).append(images / elapsed)
+        # The loader's processes linger, so its rounds come last. The first round of each warms up.
+        for ways in ((step, study), (usual,)):
+            for number in range(options.rounds + 1):
+                for way in ways:
+                    elapsed = way(number)
+                    if number:
+                        speeds.setdefault(way.__name__, []).append(images / elapsed)
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{options.backbone} at {options.size}, {images_a_step} images a step, {name}, {recipe.amp=}")
     for way, values in speeds.items():
         print(f"{way:6} {np.median(values):9.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
-    for other in ("step", "usual"):
-        ratio = np.array(speeds["study"]) / np.array(speeds[other])
-        print(f"study/{other} {np.median(ratio):.3f}  ({ratio.min():.3f} to {ratio.max():.3f})")
+    ratio = np.array(speeds["study"]) / np.array(speeds["step"])  # of one round: neighbours in time
+    print(f"study/step  {np.median(ratio):.3f}  ({ratio.min():.3f} to {ratio.max():.3f})")
+    print(f"study/usual {np.median(speeds['study']) / np.median(speeds['usual']):.3f}")
 
 
 if __name__ == "__main__":

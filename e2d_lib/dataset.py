@@ -264,6 +264,23 @@ class Augmentation:
     holes_p: float = 0.2
 
 
+class CoarseDropout(torch.nn.Module):
+    """Black squares of one size at random places; kornia's RandomErasing draws one rectangle only."""
+
+    def __init__(self, holes: int, side: float) -> None:
+        super().__init__()
+        self.holes, self.side = holes, side
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 1, S, S) -> the same with ``holes`` squares of ``side`` · S pixels set to 0, wholly inside the image."""
+        n, _, size, _ = images.shape
+        side = max(1, round(self.side * size))
+        first = torch.randint(0, size - side + 1, (2, n, self.holes, 1)).to(images.device, non_blocking=True)
+        at = torch.arange(size, device=images.device)
+        rows, columns = ((at >= first) & (at < first + side)).float()  # (N, holes, S) each
+        return images.masked_fill(torch.bmm(rows.mT, columns).unsqueeze(1) > 0, 0.0)
+
+
 class Augment:
     """Augments a batch on its device; each sample has its own parameters.
 
@@ -293,19 +310,14 @@ class Augment:
             (s.value_p, K.RandomBrightness((1 - s.value / 255, 1 + s.value / 255), p=1.0)),
             # order: contrast (1) first, then brightness (0)
             (s.light_p, K.ColorJiggle(brightness=s.brightness, contrast=s.contrast, p=1.0, order=(1, 0))),
-            (
-                s.holes_p,
-                torch.nn.Sequential(
-                    *(K.RandomErasing((s.hole_side**2,) * 2, (1.0, 1.0), p=1.0) for _ in range(s.holes))
-                ),
-            ),
+            (s.holes_p, CoarseDropout(s.holes, s.hole_side)),
         ]
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """(N, 1, S, S) uint8 -> (N, 1, S, S) float in [0, 1]."""
         images = images.float().div_(255)
-        # Small parts stay in a CPU's cache: several times the speed of one large warp there.
-        part_size = 16 if images.device.type == "cpu" else len(images)
+        # Parts stay in a CPU's cache: at 384 pixels twice the speed of the whole batch; smaller ones cost in calls.
+        part_size = 32 if images.device.type == "cpu" else len(images)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             for probability, step in self.steps:

@@ -153,7 +153,7 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise ValueError(f"image has shape {image.shape}; expected (rows, cols), one grey slice")
     if image.size == 0:
         raise ValueError(f"image has shape {image.shape}: it holds no pixel")
-    return np.ascontiguousarray(image)
+    return image
 
 
 def _body(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
