@@ -1,0 +1,143 @@
+"""SSFL++ beside decoding, in one run on one core: grey decoding, decoding and measuring, and the plain reference.
+
+python benchmarks/ssfl.py                         slices of phantom patients, written as JPEG of quality 95
+python benchmarks/ssfl.py --dicom DIR             the slices of every scan in DIR, written as JPEG
+python benchmarks/ssfl.py --images DIR            the JPEGs in DIR and below, as they are
+python benchmarks/ssfl.py --dicom DIR --quality 75 95
+
+The reference is tests/reference.py, which reads the file in colour again for each of the two steps, as the released
+code does. The three take turns, so that what else the machine does meets all of them. Times are per slice: a slice's
+median over the repeats, averaged over the slices; beside it the minimum, which other load disturbs least.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from e2d_lib import ssfl
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = 4
+"""Passes over all slices before the next contender's turn: caches and branch predictors settle on one of them."""
+
+
+def phantom_slices(n: int) -> Iterator[np.ndarray]:
+    """n 512 x 512 slices, spread from base to apex over a few phantom patients."""
+    from e2d_lib import phantom
+
+    for seed in range(4):
+        patient = phantom.patient(seed, n_slices=n, positive=seed % 2 == 1)
+        yield from (patient.image(k) for k in range(seed, n, 4))
+
+
+def dicom_slices(folder: Path) -> Iterator[np.ndarray]:
+    from e2d_lib.cohort import read_cohort
+    from e2d_lib.readers import open_scan
+
+    for row in read_cohort(folder).to_dict("records"):
+        scan = open_scan(row)
+        yield from (scan.read(i) for i in range(len(scan)))
+
+
+def write_jpegs(slices: list[np.ndarray], folder: Path, quality: int) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{k}.jpg" for k in range(len(slices))]
+    for path, image in zip(paths, slices, strict=True):
+        path.write_bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    return paths
+
+
+def decode(path: str) -> None:
+    cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+
+
+def decode_and_measure(path: str) -> tuple[ssfl.Box, int]:
+    return ssfl.measure(cv2.imread(path, cv2.IMREAD_GRAYSCALE))
+
+
+def plain_reference(path: str) -> tuple[ssfl.Box, int]:
+    from tests import reference
+
+    return (
+        reference.crop_box(cv2.imread(path, cv2.IMREAD_COLOR)),
+        reference.lung_area(cv2.imread(path, cv2.IMREAD_COLOR)),
+    )
+
+
+def timed(step: Callable[[str], object], paths: list[str], passes: int) -> list[list[float]]:
+    """(passes, slices) milliseconds."""
+    rows = []
+    for _ in range(passes):
+        row = []
+        for path in paths:
+            start = time.perf_counter()
+            step(path)
+            row.append((time.perf_counter() - start) * 1e3)
+        rows.append(row)
+    return rows
+
+
+def compare(title: str, files: list[Path], repeats: int) -> None:
+    paths = [str(path) for path in files]
+    for path in paths:
+        if decode_and_measure(path) != plain_reference(path):
+            raise SystemExit(f"{path}: the library and the reference disagree")
+    times: dict[str, list[list[float]]] = {"decode": [], "measure": [], "reference": []}
+    for _ in range(repeats):
+        times["decode"] += timed(decode, paths, BLOCK)
+        times["measure"] += timed(decode_and_measure, paths, BLOCK)
+        if len(times["reference"]) < 5:
+            times["reference"] += timed(plain_reference, paths, 1)
+    size = sum(path.stat().st_size for path in files) / len(files) / 1024
+    print(f"\n{title}: {len(files)} slices, {size:.0f} KiB each on average, box and area equal on all")
+    print(f"{'per slice':<42}{'median':>10}{'minimum':>10}")
+    summary = {}
+    for name, label in [
+        ("decode", "grey decoding alone"),
+        ("measure", "grey decoding and measure()"),
+        ("reference", "plain reference, colour, two reads"),
+    ]:
+        rows = np.array(times[name])
+        summary[name] = np.array([np.median(rows, axis=0).mean(), rows.min(axis=0).mean()])
+        print(f"{label:<42}{summary[name][0]:>7.3f} ms{summary[name][1]:>7.3f} ms")
+    for label, ratio in [
+        ("decoding and measure() / decoding", summary["measure"] / summary["decode"]),
+        ("plain reference / decoding and measure()", summary["reference"] / summary["measure"]),
+    ]:
+        print(f"{label:<42}{ratio[0]:>9.2f}x{ratio[1]:>9.2f}x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to read as they are")
+    source.add_argument("--dicom", type=Path, metavar="DIR", help="DICOM slices, written as JPEG to a temporary folder")
+    parser.add_argument("--quality", type=int, nargs="+", default=[95], help="JPEG qualities to write (default: 95)")
+    parser.add_argument("--slices", type=int, default=20, help="slices at most (default: 20)")
+    parser.add_argument("--repeats", type=int, default=10, help=f"turns of {BLOCK} passes each (default: 10)")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    sys.path.append(str(ROOT))  # for tests.reference
+    print(f"Python {platform.python_version()}, OpenCV {cv2.__version__}, NumPy {np.__version__}; one thread")
+    if args.images:
+        files = sorted(path for path in args.images.rglob("*.jp*g") if not path.name.startswith("._"))
+        if not files:
+            parser.error(f"{args.images} holds no JPEG")
+        compare(str(args.images), files[: args.slices], args.repeats)
+        return
+    slices = list(dicom_slices(args.dicom) if args.dicom else phantom_slices(args.slices))[: args.slices]
+    with tempfile.TemporaryDirectory() as folder:
+        for quality in args.quality:
+            files = write_jpegs(slices, Path(folder) / str(quality), quality)
+            compare(f"{args.dicom or 'phantom'}, JPEG quality {quality}", files, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
