@@ -182,6 +182,17 @@ def reduction_comparison(comparison: pd.DataFrame) -> Figure:
     return figure
 
 
+def nearest_rows(rows: Sequence[int], distances: np.ndarray, *, found: int, score: str) -> Figure:
+    """How near to a saved macro F1 any confusion matrix of so many slice rows comes, in float64's last places."""
+    figure, axis = _subplots(figsize=(8, 3))
+    axis.semilogy(rows, distances, ".", color="0.75", markersize=2)
+    axis.semilogy([found], [distances[list(rows).index(found)]], "o", color=POSITIVE, label=f"{found:,} rows")
+    axis.axhline(1, color="0.4", linestyle=":", linewidth=1)
+    axis.set(xlabel="slice rows", ylabel="distance, last places", title=f"macro F1 {score}")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def reduction_spread(slices: pd.Series, lengths: pd.Series, totals: pd.Series) -> Figure:
     """How the three reductions spread over the scans: each a series of one value a scan."""
     figure, axes = _subplots(1, 3, figsize=(10, 2.7))
