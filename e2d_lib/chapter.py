@@ -206,12 +206,15 @@ class Chapter:
         files.write_csv(self.dir / "tables" / f"{name}.csv", table)
         return table
 
-    def save_figure(self, name: str, figure):
-        """Write ``figures/<name>.png``, stamped where the data are a phantom, and give the picture back to show."""
+    def save_figure(self, name: str, figure, *, of_published: bool = False):
+        """Write ``figures/<name>.png`` and give the picture back to show.
+
+        It is stamped where the run is of a phantom, unless it is made from published numbers alone.
+        """
         from IPython.display import Image
 
-        if self.data == "phantom":
-            figure.text(0.995, 0.005, "phantom data", ha="right", va="bottom", fontsize=7, color="0.45")
+        if self.data == "phantom" and not of_published:
+            figure.text(0.995, -0.005, "phantom data", ha="right", va="top", fontsize=7, color="0.45")
         path = self.dir / "figures" / f"{name}.png"
         with files.replacing(path) as tmp:
             # no Software or date entry: the same figure gives the same bytes

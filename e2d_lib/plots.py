@@ -301,9 +301,12 @@ def score_by_extent(table: pd.DataFrame) -> Figure:
     """Probability against the share of the lung that is diseased, positives only (label, probability, extent)."""
     data = table[(table["label"] == 1) & (table["extent"] > 0)]
     figure, axis = _subplots(figsize=(5, 3))
-    axis.semilogx(data["extent"], data["probability"], "o", color=POSITIVE, markersize=4, alpha=0.8)
+    axis.plot(100 * data["extent"], data["probability"], "o", color=POSITIVE, markersize=4, alpha=0.8)
     axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
-    axis.set(xlabel="extent, share of the lung", ylabel="scan probability", ylim=(-0.03, 1.03))
+    axis.set(xscale="log", xlabel="extent, % of the lung", ylabel="scan probability", ylim=(-0.03, 1.03))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="x", which="minor", labelsize=6)
     return figure
 
 
@@ -317,4 +320,7 @@ def few_shot(table: pd.DataFrame) -> Figure:
         axis.plot(x, part["value"], "o-", color=KEPT, markersize=4, linewidth=0.8)
     axis.axhline(0.5, color="0.6", linestyle=":", linewidth=1)
     axis.set(xscale="log", xlabel="share of the training scans", ylabel="validation AUC, 95 % interval", ylim=(0, 1.03))
+    fractions = sorted(table["fraction"].unique())
+    axis.set_xticks(fractions, [f"{100 * fraction:g} %" for fraction in fractions])
+    axis.minorticks_off()
     return figure

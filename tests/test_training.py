@@ -56,7 +56,11 @@ def run(tmp_path, train=None, valid=None, **changes):
 def python(*arguments):
     """A Python process that can import this file."""
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"E2D_PROGRESS": "off", "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": paths}
+    environment = os.environ | {
+        "E2D_PROGRESS": "off",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONPATH": paths,
+    }
     return subprocess.run([sys.executable, *arguments], env=environment, cwd=ROOT)
 
 
