@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from e2d_lib import files, progress, readers, ssfl
+from e2d_lib import files, parallel, progress, readers, ssfl
 
 FORMAT = 1
 """Version of the cache: raise it when the same parameters give other bytes; old caches then stay, unread."""
@@ -475,9 +474,8 @@ def _cohort_rows(cohort: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _on_this_machine(task: Callable, rows: Iterable[dict], n_jobs: int) -> Iterator[dict[str, Any]]:
-    parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
     try:
-        yield from parallel(joblib.delayed(task)(row) for row in rows)
+        yield from parallel.unordered(task, rows, n_jobs=n_jobs)
     except TerminatedWorkerError as error:
         raise PreprocessError(
             "a worker process was killed (out of memory, most often): run again with a smaller n_jobs; "
