@@ -8,9 +8,9 @@ algorithm, dozens of times as fast. Source: method.md §2-§3; arXiv:2404.01643,
 import math
 from fractions import Fraction
 from itertools import accumulate
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -36,13 +36,6 @@ class Measurement(NamedTuple):
     area: int
 
 
-# Both filters only ever ask whether *all* pixels of a window reach the threshold, so minimum filter and threshold
-# change places: one threshold, then binary erosions, many times cheaper than a rank filter. A border that repeats
-# edge pixels adds no pixel to a window that it does not hold already, so ignoring what lies outside the image
-# (OpenCV's default for erosions) gives the same minimum.
-_AREA_KERNEL = np.ones((AREA_ERODE, AREA_ERODE), np.uint8)
-
-
 def crop_box(image: NDArray[np.uint8]) -> Box:
     """The bounding box of the body on one slice.
 
@@ -59,7 +52,8 @@ def crop_box(image: NDArray[np.uint8]) -> Box:
     >>> crop_box(image)
     (15, 36, 25, 56)
     """
-    return _box(_body(_checked(image)))
+    image = _checked(image)
+    return _box(_air(image), image.shape)
 
 
 def lung_area(image: NDArray[np.uint8]) -> int:
@@ -76,7 +70,8 @@ def lung_area(image: NDArray[np.uint8]) -> int:
     >>> lung_area(image)  # 10 x 20, grown by 2 on each side
     336
     """
-    return _hole_area(_body(_checked(image)))
+    image = _checked(image)
+    return _bits().hole_area(_air(image), image.shape[1])
 
 
 def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "full") -> Measurement:
@@ -91,11 +86,12 @@ def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "ful
     if area_on not in ("full", "crop"):
         raise ValueError(f"area_on is {area_on!r}; choose 'full' or 'crop'")
     image = _checked(image)
-    body = _body(image)
-    if area_on == "full":
-        return Measurement(area=_hole_area(body), box=_box(body))
-    row0, row1, col0, col1 = box = _box(body)
-    return Measurement(box, _hole_area(_body(image[row0:row1, col0:col1])))
+    air = _air(image)
+    row0, row1, col0, col1 = box = _box(air, image.shape)
+    if area_on == "crop":
+        image = image[row0:row1, col0:col1]
+        air = _air(image)
+    return Measurement(box, _bits().hole_area(air, image.shape[1]))
 
 
 def slice_window(areas: ArrayLike, fraction: float = 0.5, trim: bool = False) -> tuple[int, int]:
@@ -156,32 +152,29 @@ def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image
 
 
-def _body(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(rows, cols) uint8, 1 where the 5x5 minimum filter reaches the threshold, 0 elsewhere."""
-    _, bright = cv2.threshold(image, THRESHOLD - 1, 1, cv2.THRESH_BINARY)
-    return cv2.erode(bright, _AREA_KERNEL, dst=bright)
+def _bits() -> ModuleType:
+    """The compiled pixel work, loaded with the first slice: numba takes half a second and 100 MB."""
+    from e2d_lib import bits
+
+    return bits
 
 
-def _box(body: NDArray[np.uint8]) -> Box:
-    """The crop box from :func:`_body`'s image.
+def _air(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The bitmap of the pixels that the 5x5 minimum filter leaves under the threshold, :func:`bits.hole_area`'s input.
 
-    The 10-pixel window r-5 ... r+4 is the union of two 5-pixel windows, centred on r-3 and r+2 (on the edge pixel
-    where that lies outside). So the 10x10 filter at (r, c) is the 5x5 filter at four pixels: two ANDs, on rows
-    packed 64 pixels to a word.
+    A minimum is under the threshold when any pixel of its window is, so minimum filter and threshold change places:
+    one threshold, then binary work, many times cheaper than a rank filter. A border that repeats edge pixels adds no
+    pixel to a window that it does not hold already, so what lies outside the image may be left out.
     """
-    rows, cols = body.shape
-    words = -(-(cols + 5) // 64)
-    frame = np.zeros((rows + 5, 64 * words), np.uint8)  # beyond the repeated edge nothing is foreground
-    cv2.copyMakeBorder(body, 3, 2, 3, 2, cv2.BORDER_REPLICATE, dst=frame[:, : cols + 5])
-    packed = np.packbits(frame, axis=None, bitorder="little").view("<u8").reshape(rows + 5, words)
-    pairs = np.ascontiguousarray((packed[:-5] & packed[5:]).T)  # (words, rows): both rows
-    core = pairs >> 5  # pixel c+5 of the frame comes to c ...
-    core[:-1] |= pairs[1:] << 59  # ... across words too
-    core &= pairs
-    row0, row1 = _longest_run(np.bitwise_or.reduce(core, axis=0) != 0)
-    any_col = np.bitwise_or.reduce(core, axis=1).view(np.uint8)
-    col0, col1 = _longest_run(np.unpackbits(any_col, count=cols, bitorder="little"))
-    return (row0, row1, col0, col1) if row1 and col1 else (0, rows, 0, cols)
+    bits = _bits()
+    return bits.grown(bits.below(np.ascontiguousarray(image), THRESHOLD), image.shape[1])
+
+
+def _box(air: NDArray[np.uint64], shape: tuple[int, ...]) -> Box:
+    row_marks, col_marks = _bits().body_marks(air, shape[1])
+    row0, row1 = _longest_run(row_marks)
+    col0, col1 = _longest_run(col_marks)
+    return (row0, row1, col0, col1) if row1 and col1 else (0, shape[0], 0, shape[1])
 
 
 def _longest_run(marks: NDArray[Any]) -> tuple[int, int]:
@@ -190,17 +183,3 @@ def _longest_run(marks: NDArray[Any]) -> tuple[int, int]:
     run = max(text.strip(b"\0").split(b"\0"), key=len)  # max keeps the first of equals
     start = text.find(run)  # no run this long starts earlier, or that one would be the longest
     return start, start + len(run)
-
-
-def _hole_area(body: NDArray[np.uint8]) -> int:
-    """Pixels that filling the holes of a 0/1 image adds: what its outer contours enclose, less what is set already.
-
-    Background is 4-connected, so foreground is 8-connected, as in OpenCV's contours. A contour that steps from pixel
-    to pixel encloses, itself included, A + B/2 + 1 pixels (Pick's theorem; A its area, B its steps). A single pixel
-    is listed as a contour of one point, but takes no step.
-    """
-    contours, _ = cv2.findContours(body, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    lengths = [len(contour) for contour in contours]
-    area = sum(map(cv2.contourArea, contours))
-    steps = sum(lengths) - lengths.count(1)
-    return int(area + steps / 2) + len(contours) - cv2.countNonZero(body)
