@@ -66,9 +66,9 @@ def _closed_field(surface: np.ndarray, *, margin: float = 14.0) -> Field:
     x, y, z = np.rint((points - origin) / _FINE).astype(int).T
     solid[z, y, x] = True
     solid = ndimage.binary_fill_holes(solid)
-    distance = ndimage.distance_transform_edt(~solid) - ndimage.distance_transform_edt(solid)
+    distance = _signed(ndimage.distance_transform_edt(~solid), ndimage.distance_transform_edt(solid))
     # Marking makes the solid half a cell too large, and steps; both are undone here.
-    smooth = ndimage.gaussian_filter(distance * _FINE + 0.5 * _FINE, 0.8)
+    smooth = ndimage.gaussian_filter((distance + 0.5) * _FINE, 0.8)
     return Field(smooth.astype(np.float32), tuple(map(float, origin)), _FINE)
 
 
@@ -76,7 +76,12 @@ def _distance_in_plane(mask: np.ndarray) -> np.ndarray:
     """Signed distance (mm) of a uint8 mask on the wide grid, smoothed by half a cell."""
     outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return cv2.GaussianBlur((outside - inside) * _WIDE, (0, 0), 0.8)
+    return cv2.GaussianBlur(_signed(outside, inside) * _WIDE, (0, 0), 0.8)
+
+
+def _signed(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Distances to the nearest cell of the other kind -> to the border, which lies half a cell before it."""
+    return np.where(inside > 0, np.float32(0.5) - inside, outside - np.float32(0.5))
 
 
 def _polygon(points: np.ndarray, shape: tuple[int, int], origin: np.ndarray) -> np.ndarray:
@@ -264,7 +269,7 @@ def _shell(level: Level, inner: float, thickness: float | np.ndarray, turn: tupl
     """A layer on the cage from ``inner`` mm outwards, over a range of ``turn``, thinning out at its ends."""
     middle, half = (turn[0] + turn[1]) / 2, (turn[1] - turn[0]) / 2
     taper = np.sqrt(np.clip(1 - ((level.turn - middle) / half) ** 2, 0, 1))
-    return np.abs(level.cage - inner - thickness / 2) - thickness / 2 * taper + 3 * (taper == 0)
+    return np.abs(level.cage - inner - thickness / 2) - thickness / 2 * taper + 1.5
 
 
 def muscles(level: Level) -> np.ndarray:
@@ -279,7 +284,8 @@ def muscles(level: Level) -> np.ndarray:
         parts.append(_shell(level, 11, 15 * loose, (0.16, 0.64)))  # latissimus, serratus
     if girdle and z < 250:
         parts.append(_shell(level, 9, 36 * girdle * loose, (0.14, 0.52)))  # about the scapula
-        parts.append(np.abs(level.lean + 10) - 5 + 60 * ramp(level.turn, 0.24, 0.5))  # trapezius
+        flat = 7 * girdle * (1 - ramp(level.turn, 0.06, 0.36)) + 0.8 * rough
+        parts.append(np.abs(level.lean + 11) - flat)  # trapezius
     if 135 < z < 235:
         parts.append(_shell(level, 12, 20 * float(ramp(z, 135, 175)) * loose, (0.58, 0.97)))  # pectorals
     if z < 70:
@@ -321,8 +327,9 @@ def bones(level: Level, *, sternum: Field, ribs_at: float, spine_at: float) -> t
         parts.append(np.maximum(np.abs(canal - 10) - 3, sy + 12 - y))
     else:  # between two arches: the joints beside the canal, and the disc in front of it
         cartilage = np.minimum(cartilage, level.ellipse(sx, sy, 17.5, 14.5))
+        parts.append(level.capsule((sx, sy + 38), (sx, sy + 50), 2.8))
         for side in (-1, 1):
-            parts.append(level.ellipse(sx + side * 14, sy + 24, 6, 5))
+            parts.append(level.capsule((sx + side * 15, sy + 22), (sx + side * 9, sy + 31), 3.6))
     if phase < 0.7:
         parts.append(level.capsule((sx, sy + 31), (sx, sy + 31 + 22 * (0.35 + phase)), 2.6 + 1.2 * phase))
     for side in (-1, 1):
@@ -371,7 +378,7 @@ def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None
             belly = np.maximum(level.ellipse(12, -32, 108, 66), (z - 20) * 0.6)
             loops = np.maximum(7 * (0.1 - rough), belly)
             parts.append(loops)
-            gas = np.minimum(gas, np.maximum(7 * (1.15 - rough), belly + 6))
+            gas = np.minimum(gas, np.maximum(7 * (1.5 - rough), belly + 6))
         return np.maximum(np.minimum.reduce(parts), room), np.maximum(gas, room + 2)
     return np.maximum(np.minimum.reduce(parts), room), None
 

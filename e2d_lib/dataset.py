@@ -176,7 +176,7 @@ def stream(seed: int, *keys: int | str) -> np.random.Generator:
 
     A resumed run therefore continues with the very numbers of an undisturbed one, and nothing need be stored.
 
-    >>> stream(0, "draw", 3).integers(1000) == stream(0, "draw", 3).integers(1000)
+    >>> bool(stream(0, "draw", 3).integers(1000) == stream(0, "draw", 3).integers(1000))
     True
     """
     return np.random.default_rng([seed, *(zlib.crc32(k.encode()) if isinstance(k, str) else k for k in keys)])
@@ -286,7 +286,7 @@ class Augment:
 
     kornia computes an operation for the whole batch and then discards what was not selected, so the selection is made
     here and each operation gets its own samples only. It draws its parameters on the CPU from torch's default
-    generator: that one is seeded from ``generator`` and put back afterwards, and devices draw alike.
+    generator: that one is seeded from ``generator`` and put back afterwards.
     """
 
     def __init__(self, strengths: Augmentation) -> None:

@@ -43,9 +43,9 @@ class Source(NamedTuple):
 
 SOURCES = (
     Source(0.55, 0.0, 22.0, 0.70, 1.25, (-600, 1500), (0.4, 0.9), 0, False),
-    Source(0.50, 0.5, 36.0, 0.50, 1.0, (-600, 1500), (0.6, 1.0), 1, False),
-    Source(0.75, 0.0, 15.0, 1.00, 4.0, (-550, 1500), (0.0, 0.3), 2, True),
-    Source(0.50, 0.2, 28.0, 0.60, 2.0, (-600, 1400), (0.2, 0.7), 1, False),
+    Source(0.50, 0.5, 36.0, 0.50, 1.0, (-620, 1500), (0.6, 1.0), 1, False),
+    Source(0.75, 0.0, 15.0, 1.00, 4.0, (-500, 1500), (0.0, 0.3), 2, True),
+    Source(0.50, 0.2, 28.0, 0.60, 2.0, (-560, 1400), (0.2, 0.7), 1, False),
 )
 """The hospitals; a cohort of more than four begins again with the first."""
 
@@ -85,9 +85,9 @@ class Patient:
 
         # Habitus and position. The three scales are x, y, z; ``halves`` widens the left and the right.
         self.female = bool(rng.random() < 0.45)
-        self.fat = float(np.clip(rng.lognormal(2.6, 0.5), 5, 40))  # mm under the skin
+        self.fat = float(np.clip(rng.lognormal(2.45, 0.55), 4, 40))  # mm under the skin
         size = 0.93 if self.female else 1.0
-        self.scale = tuple(float(size * rng.normal(m, s)) for m, s in ((0.98, 0.04), (1.02, 0.05), (1.0, 0.04)))
+        self.scale = tuple(float(size * rng.normal(m, s)) for m, s in ((1.02, 0.04), (0.93, 0.05), (1.0, 0.04)))
         self.halves = 1 + rng.normal(0, 0.02), 1 + rng.normal(0, 0.02)
         self.shear, self.tilt = rng.normal(0, 0.03), rng.normal(0, 0.045)
         self.bend = rng.normal(0, 6), rng.uniform(0, 6.28)
@@ -95,13 +95,17 @@ class Patient:
         self.breath_left = self.breath * float(rng.normal(1, 0.02))
         self.contrast = float(rng.uniform(110, 260)) if rng.random() < 0.3 else 0.0  # HU of blood, 0: not given
         # Less air, denser lung; and denser where the patient lies on it.
-        self.parenchyma = -850 - 150 * (self.breath - 0.97) + rng.normal(0, 28)
-        self.gravity = float(rng.gamma(2.0, 25.0))
-        self.arms_down = bool(rng.random() < 0.25)
+        self.parenchyma = float(np.clip(-855 - 150 * (self.breath - 0.97) + rng.normal(0, 40), -935, -770))
+        self.gravity = float(rng.gamma(2.0, 32.0))
+        self.arms_down = bool(rng.random() < 0.35)
+        self.elbow = float(rng.uniform(0, 25))  # mm between chest and arm
         self.heart = float(rng.normal(1, 0.07))
         self.breast = float(rng.uniform(0.4, 1.1)) * self.female
         self.ribs_at, self.spine_at = rng.uniform(-8, 8), rng.uniform(0, 25)
         self.blanket = float(rng.uniform(6, 40)) if rng.random() < 0.4 else 0.0  # mm above the patient
+        # Electrodes on the chest: level, turn, side.
+        leads = int(rng.integers(3, 7)) if rng.random() < 0.25 else 0
+        self.leads = [(rng.uniform(60, 215), rng.uniform(0.55, 0.95), rng.choice((-1, 1))) for _ in range(leads)]
 
         top, foot = rng.uniform(252, 280), rng.uniform(-35, 20)
         foot = min(foot, APEX - (APEX - anatomy.BASE) * max(self.breath, self.breath_left) - 4)
@@ -110,7 +114,7 @@ class Patient:
         self.spacing = float((top - foot) / max(n_slices - 1, 1) * self.scale[2])
 
         width = 400 * self.scale[0] + self.fat
-        self.pixel = float(width * np.clip(rng.normal(0.91, 0.05), 0.8, 1.06) / matrix)  # mm
+        self.pixel = float(width * np.clip(rng.normal(0.875, 0.05), 0.77, 1.02) / matrix)  # mm
         self.shift = rng.normal(0, 6), rng.normal(8, 12)  # mm, of the patient in the field of view
         # Shapes are evaluated on at most 224 x 224 points, where distances are smooth, and enlarged.
         self._grid = min(matrix, 224)
@@ -160,11 +164,11 @@ class Patient:
             targets = anatomy.sample_lung(side, n * 2 // 3, rng, depth=1.5)[0]
             tree = anatomy.grow(np.array(vein, float), targets, leaf=0.26)
             vessels += [balls, anatomy.beads(tree, step=step)]
-        carina = (-5, 17, 164)
+        carina = (-4, 17, 174)
         paths = (
-            ((-1, -8, 300), (-1, 0, 240), (-2, 8, 210), (-4, 14, 180), carina),
-            (carina, (-20, 13, 153), (-36, 7, 146)),
-            (carina, (20, 15, 152), (42, 11, 146)),
+            ((-1, -8, 300), (-1, 0, 240), (-2, 8, 210), (-4, 14, 188), carina),
+            (carina, (-16, 14, 161), (-36, 8, 145)),
+            (carina, (16, 16, 160), (42, 12, 145)),
         )
         for path, radius in zip(paths, (8.0, 6.2, 5.6), strict=True):
             points = np.array(path, float)
@@ -176,20 +180,20 @@ class Patient:
 
     def _draw_covid(self, rng: np.random.Generator) -> list[Lesion]:
         """Ground glass, some with consolidated cores: mostly in both lungs, at the pleura, below, behind."""
-        extent = float(np.clip(rng.lognormal(np.log(0.10), 1.1), 0.01, 0.7))  # of the lungs, about
+        extent = float(np.clip(rng.lognormal(np.log(0.07), 1.1), 0.008, 0.7))  # of the lungs, about
         right = rng.uniform(0.3, 0.7) if rng.random() < 0.85 else float(rng.integers(2))
-        hu, cored = rng.uniform(-620, -400), rng.random() < 0.55
-        reach = rng.uniform(14, 30)
+        hu, cored = rng.uniform(-560, -320), rng.random() < 0.65
+        reach = rng.uniform(14, 28) + 50 * extent
         lesions, volume = [], 0.0
         while volume < extent * 3.0e6 and len(lesions) < 120:
             points, depth = anatomy.sample_lung("lung_r" if rng.random() < right else "lung_l", 32, rng)
             below = (APEX - points[:, 2]) / (APEX - anatomy.BASE)
             weight = np.exp(-depth / 7 + 2.6 * below + points[:, 1] / 60)
             centre = tuple(points[rng.choice(32, p=weight / weight.sum())].tolist())
-            radius = float(min(rng.lognormal(np.log(17), 0.4), 10 + 80 * extent, 42))
+            radius = float(min(rng.lognormal(np.log(17 + 30 * extent), 0.4), 10 + 80 * extent, 55))
             lesions.append(Lesion(centre, radius, LABELS["ggo"], hu + rng.normal(0, 50), 0.6, reach))
             volume += 1.1 * radius**3
-            if cored and rng.random() < 0.5:
+            if cored and rng.random() < 0.4:
                 core = radius * rng.uniform(0.5, 0.9)
                 lesions.append(Lesion(centre, core, LABELS["consolidation"], rng.uniform(-150, 30), 0.9, reach))
         return sorted(lesions, key=lambda lesion: lesion.kind)  # consolidation over ground glass
@@ -278,7 +282,7 @@ class Patient:
         at = (z / cell) % n
         low = int(at)
         plane = cv2.addWeighted(self._cloud[low], 1 - at + low, self._cloud[(low + 1) % n], at - low, 0)
-        return cv2.remap(plane, x * (1 / cell), y * (1 / cell), cv2.INTER_LINEAR, None, cv2.BORDER_WRAP)
+        return cv2.remap(plane, x * (1 / cell), y * (1 / cell), cv2.INTER_CUBIC, None, cv2.BORDER_WRAP)
 
     # -- one slice
 
@@ -290,7 +294,11 @@ class Patient:
         hu = self._table - np.float32(1000)
         if self.blanket:
             fold = np.abs(body - self.blanket - 4 * level.rough) - 0.4
-            self._paint(hu, np.where(level.y < 30, fold, 9).astype(np.float32), -900)
+            self._paint(hu, np.where(level.y < 30, fold, 9), -900)
+        for z, turn, side in self.leads:
+            if abs(level.z - z) < 7:
+                disc = np.maximum(np.abs(body - 2) - 1.5, np.abs(level.turn - turn) * 330 - 7)
+                self._paint(hu, np.where(level.x * side > 0, disc, 9), 1200)
         self._paint(hu, body, 15)
         self._paint(hu, skin, self._up(-103 + 7 * fine))
         if self.breast:
@@ -339,19 +347,25 @@ class Patient:
         """Outer and inner surface of the skin."""
         front = ramp(-level.y, -110, 60)
         belly = float(ramp(120 - level.z, 0, 120))
-        body = level.lean - self.fat * (0.45 + (0.55 + 0.4 * belly) * front) - 0.8 * level.rough
+        body = (
+            level.lean
+            - self.fat * (0.45 + (0.55 + 0.4 * belly) * front)
+            - 1.2 * self._noise(level.x, level.y, level.z, 25.0)
+        )
         if self.breast:
             other = self._breasts(level)
             # A smooth union: the breast leaves the chest without a crease.
             blend = np.clip(0.5 + (other - body) / 36, 0, 1)
             body = other + (body - other) * blend - 18 * blend * (1 - blend)
         inner = body + 2
-        if self.arms_down and level.z < 225:
-            at = 205 + 0.5 * self.fat + 42
-            arm = np.minimum(level.ellipse(-at, 30, 36, 44), level.ellipse(at, 30, 36, 44)) - 0.2 * self.fat
-            body = np.minimum(body, arm)
-            bone = np.minimum(level.ellipse(-at, 30, 10, 10), level.ellipse(at, 30, 10, 10))
-            inner = np.minimum(inner, np.maximum(np.abs(arm + 4) - 2, -bone))
+        if self.arms_down and level.z < 205:
+            inside = body < 0
+            for side in (-1, 1):
+                edge = float((level.x * side)[inside].max(initial=150))
+                at = side * (edge + 36 + self.elbow * ramp(level.z, 40, 160)), 36 - 0.25 * (level.z - 60)
+                arm = level.ellipse(*at, 33, 40)
+                body = np.minimum(body, arm)
+                inner = np.minimum(inner, np.maximum(arm + 2, 7 - np.abs(arm + 12)))
         return body, inner
 
     def _paint(self, hu: np.ndarray, distance: np.ndarray, value: float | np.ndarray) -> np.ndarray:
@@ -451,13 +465,14 @@ class Patient:
         row, column = rng.integers(len(self._tiles[0]) - n, size=2)
         first, second = rng.permutation(3)[:2]
         window = np.s_[row : row + n, column : column + n]
-        # Noise grows with the tissue the rays have crossed; along the shoulders it becomes streaks.
+        # Noise grows with the tissue the rays have crossed; along shoulders and arms it becomes streaks.
         deep = self._up(0.35 + 0.65 * ramp(-body, -20, 70))
         noise = scanner.noise * (0.7 + self.fat / 45) * (1 + 0.5 * float(ramp(z, 195, 235)))
         hu += self._tiles[first][window] * deep * np.float32(noise)
-        if z > 190:
+        across = max(ramp(z, 190, 220), 0.4 * self.arms_down)
+        if across:
             streaks = cv2.blur(self._tiles[second][window], (max(int(60 / self.pixel), 3), 1))
-            hu += streaks * deep * np.float32(3 * noise * float(ramp(z, 190, 220)))
+            hu += streaks * deep * np.float32(3 * noise * across)
         hu[self._outside_fov] = OUTSIDE_FOV
         return hu
 
@@ -506,7 +521,7 @@ DIRT = ("twins", "undecodable", "three_channel", "mixed_shapes", "short")
 the pipeline a scan."""
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(139)
-"""What macOS leaves in a ``._`` twin: the AppleDouble magic and an empty resource fork, 163 bytes."""
+"""What macOS leaves in a ``._`` twin: AppleDouble's magic number and version, then nothing of use; 163 bytes."""
 
 
 def _plan(parameters: dict[str, Any]) -> pd.DataFrame:
@@ -565,48 +580,44 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 def _write_scan(out: Path, index: int, row: dict[str, Any], parameters: dict[str, Any]) -> None:
     """Render one scan and put it in place: mask and record first, the slices last, each with one rename."""
+    cv2.setNumThreads(1)  # there is a process a core already
     seed = np.random.SeedSequence(parameters["seed"], spawn_key=(1, index))
-    scan = Patient(
-        seed,
-        matrix=parameters["matrix"],
-        n_slices=row["planned"],
-        positive=bool(row["label"]),
-        source=row["source_index"],
-    )
     rng = np.random.default_rng(np.random.SeedSequence(parameters["seed"], spawn_key=(2, index)))
-    name, nifti, dirt = _safe(row["scan_id"]), parameters["format"] == "nifti", row["dirt"]
+    matrix, dirt, nifti = parameters["matrix"], row["dirt"], parameters["format"] == "nifti"
+    scan = Patient(
+        seed, matrix=matrix, n_slices=row["planned"], positive=bool(row["label"]), source=row["source_index"]
+    )
     n, first = row["n_slices"], (row["planned"] - row["n_slices"]) // 2  # a short scan is the middle of a whole one
-    masks = np.zeros((n, scan.matrix, scan.matrix), np.uint8)
-    volume = np.zeros(masks.shape, np.int16) if nifti else None
+    spoilt, odd = rng.integers(n), max(n // 10, 1)
+    name, final = _safe(row["scan_id"]), _scan_path(out, row["scan_id"], parameters["format"])
     partial = out / "truth" / "partial" / name
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    spoilt = rng.integers(n)
+    masks = np.zeros((n, matrix, matrix), np.uint8)
+    volume = np.zeros(masks.shape, np.int16) if nifti else None
     for k in range(n):
         hu, masks[k] = scan.render(first + k)
         if nifti:
             volume[k] = np.rint(np.clip(hu, OUTSIDE_FOV, 3071))
             continue
         image = scan.export(hu)
-        if dirt == "mixed_shapes" and k < max(n // 10, 1):  # a scout series among the slices
-            image = cv2.resize(image, (scan.matrix, scan.matrix * 3 // 4), interpolation=cv2.INTER_AREA)
+        if dirt == "mixed_shapes" and k < odd:  # another reconstruction among the slices
+            image = image[: matrix * 3 // 4]
         data = _jpeg(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if dirt == "three_channel" else image)
         if dirt == "undecodable" and k == spoilt:
-            data = data[:60]  # a copy that broke off inside the tables
+            data = data[:60]  # a copy that broke off within the tables
         (partial / f"{k}.jpg").write_bytes(data)
         if dirt == "twins":
             (partial / f"._{k}.jpg").write_bytes(_APPLE_DOUBLE)
     if nifti:
-        _write_nifti(partial.with_suffix(".nii.gz"), volume, masks, scan)
-    truth = scan.truth(masks)
+        masks = _write_nifti(partial / "scan.nii.gz", volume, masks, scan)
     with files.replacing(out / "truth" / "masks" / f"{name}.npz") as tmp, open(tmp, "wb") as file:
         np.savez_compressed(file, mask=masks)
-    final = _scan_path(out, row["scan_id"], parameters["format"])
+    record = scan.truth(masks) | {"n_files": len(os.listdir(partial))}
+    files.write_json(out / "truth" / "records" / f"{name}.json", record)
     final.parent.mkdir(parents=True, exist_ok=True)
-    n_files = 1 if nifti else len(list(partial.iterdir()))
-    files.write_json(out / "truth" / "records" / f"{name}.json", truth | {"n_files": n_files})
     if nifti:
-        os.replace(partial.with_suffix(".nii.gz"), final)
+        os.replace(partial / "scan.nii.gz", final)
         partial.rmdir()
     else:
         shutil.rmtree(final, ignore_errors=True)
@@ -617,20 +628,20 @@ def _scan_path(out: Path, scan_id: str, format: str) -> Path:
     return out / (scan_id + ".nii.gz" if format == "nifti" else scan_id)
 
 
-def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patient) -> None:
-    """HU as a RAS NIfTI; turns ``masks`` in place into the order and mirroring a reader of the file will see."""
+def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patient) -> np.ndarray:
+    """HU (slices, rows, columns) as a RAS NIfTI; returns ``masks`` in the order and mirroring its reader will see."""
     import nibabel
 
     if not scan.scanner.feet_first:
-        volume, masks[:] = volume[::-1], masks[::-1].copy()
-    # (slice, row to the back, column to the left) -> (right, front, head): each axis turned round.
+        volume, masks = volume[::-1], masks[::-1]
+    # (slice, row to the back, column to the left) -> (right, front, head).
     ras = volume[:, ::-1, ::-1].transpose(2, 1, 0)
     affine = np.diag([scan.pixel, scan.pixel, scan.spacing, 1.0])
-    affine[:2, 3] = -(scan.matrix - 1) / 2 * scan.pixel
+    affine[:2, 3] = -(scan.matrix - 1) / 2 * scan.pixel  # the origin in the centre of the field of view
     image = nibabel.Nifti1Image(np.ascontiguousarray(ras), affine)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
-    masks[:] = masks[:, :, ::-1].copy()
+    return masks[:, :, ::-1]
 
 
 def _is_complete(out: Path, scan_id: str, format: str) -> bool:
@@ -666,8 +677,8 @@ def write(
     ``format="nifti"`` writes ``<scan_id>.nii.gz`` in HU and a ``manifest.csv`` that says what each file is.
 
     n_scans: scans, training and validation together. matrix: rows and columns of a slice. slices: fewest and most
-    slices of a scan, both possible. positive, valid: shares. n_sources: hospitals. dirt: see ``DIRT``.
-    n_jobs: processes, -1 for one a core; the files do not depend on it.
+    slices of a scan (a hospital uses a part of that span). positive, valid: shares. n_sources: hospitals. dirt: see
+    ``DIRT``. n_jobs: processes, -1 for one a core; the files do not depend on it.
 
     A scan appears whole or not at all. A second call with the same parameters writes what is missing only. ValueError
     for parameters out of range, and for a folder that holds anything else than a phantom of the same parameters.

@@ -365,7 +365,8 @@ def fit(
     """Train, score every epoch, keep the selected one; continue where a killed run stopped.
 
     Writes ``model.safetensors`` (selected weights) and ``training.safetensors`` (to resume) to out_dir at each epoch's
-    end. callback gets the history so far. Under ``accelerate launch`` or ``torchrun`` the processes share each step.
+    end; on a CPU with as many threads a resumed run ends with the very weights of an undisturbed one. callback gets the
+    history so far. Under ``accelerate launch`` or ``torchrun`` the processes share each step.
     Raises TrainingError: empty or one-class training or validation scans, other settings or data than those of the run
     found in out_dir, a loss that is not finite.
     """

@@ -1,0 +1,167 @@
+"""The phantom measured: seconds a scan, the reduction table, a mean-intensity classifier, a sheet beside real slices.
+
+python benchmarks/phantom.py speed                       one 512 x 512 x 300 scan on one core
+python benchmarks/phantom.py reduction --scans 200       SSFL++ on a sample of each scan's slices
+python benchmarks/phantom.py intensity --scans 120       AUC of mean intensities as scores
+python benchmarks/phantom.py sheet --out sheet.png --real ../shared/data/tcia-covid-19-ny-sbu
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import joblib
+import numpy as np
+import pandas as pd
+
+from e2d_lib import phantom, readers, ssfl
+
+PAPER = {"spatial": 0.4182, "slices": 0.4983, "total": 0.7082}
+"""Reductions of the published table's Total row (method.md §6)."""
+
+
+def speed(arguments: argparse.Namespace) -> None:
+    """Rendering and writing one scan, on one core."""
+    cv2.setNumThreads(1)
+    n = arguments.slices or 300
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"n_scans": 1, "positive": 1.0, "n_jobs": 1}
+        phantom.write(Path(folder) / "warm", **options, matrix=64, slices=(2, 2))
+        wall, cpu = time.perf_counter(), time.process_time()
+        phantom.write(Path(folder) / "scan", **options, matrix=arguments.matrix, slices=(n, n))
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(f"{arguments.matrix} x {arguments.matrix} x {n}: {wall:.1f} s, {cpu:.1f} s of CPU")
+
+
+def _patient(index: int, matrix: int, n_slices: int) -> phantom.Patient:
+    """Patient ``index`` of a cohort that takes hospitals and labels in turn."""
+    seed = np.random.SeedSequence(0, spawn_key=(9, index))
+    return phantom.Patient(seed, matrix=matrix, n_slices=n_slices, positive=bool(index // 4 % 2), source=index % 4)
+
+
+def _sampled(n: int, sample: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(sample, n)).round().astype(int))
+
+
+def _reduce(index: int, matrix: int, sample: int) -> dict[str, float]:
+    """One scan's reductions. The length is drawn as a cohort's are; areas are measured on ``sample`` of the slices."""
+    cv2.setNumThreads(1)
+    low, high = phantom.SOURCES[index % 4].counts
+    n = round(50 + 250 * np.random.default_rng((1, index)).uniform(low, high))
+    patient = _patient(index, matrix, n)
+    measured = [ssfl.measure(patient.image(k)) for k in _sampled(n, sample)]
+    boxes = np.array([m.box for m in measured])
+    kept = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    areas = np.array([m.area for m in measured], float)
+    half = areas > areas.max() / 2
+    return {
+        "positive": index // 4 % 2,
+        "source": index % 4,
+        "slices": n,
+        "measured": len(areas),
+        "area_delta": (1 - kept / matrix**2).mean(),
+        "area_after": kept.mean(),
+        "length_after": math.ceil(n / 2),
+        "length_delta": 1 - math.ceil(n / 2) / n,
+        "humps": np.count_nonzero(np.diff(np.r_[0, half, 0].astype(int)) == 1),
+        "middle": ssfl.slice_window(areas, 0.5)[0] / len(areas) + 0.25,
+    }
+
+
+def reduction(arguments: argparse.Namespace) -> None:
+    scans = _parallel(lambda i: _reduce(i, arguments.matrix, arguments.slices or 24), arguments)
+    before = arguments.matrix**2 * scans["slices"].mean()
+    spatial, length = scans["area_delta"].mean(), scans["length_delta"].mean()
+    total = 1 - scans["area_after"].mean() * scans["length_after"].mean() / before
+    print(f"{len(scans)} scans, {scans['measured'].sum()} slices measured of {scans['slices'].sum()}")
+    for name, value in (("spatial", spatial), ("slices", length), ("total", total)):
+        print(f"  {name:8} {value:.4f}   paper {PAPER[name]:.4f}")
+    print(f"  spatial by scan: sd {scans['area_delta'].std():.3f}, by hospital and class:")
+    print(scans.pivot_table(index="source", columns="positive", values="area_delta").round(3).to_string())
+    print(f"  area curves with one run above half their peak: {(scans['humps'] == 1).sum()} of {len(scans)}")
+    print(f"  window's middle: {scans['middle'].min():.2f} to {scans['middle'].max():.2f} of the scan")
+
+
+def _intensities(index: int, matrix: int) -> dict[str, float]:
+    cv2.setNumThreads(1)
+    patient = _patient(index, matrix, 16)
+    slices = [(patient.image(k), patient.render(k)[1]) for k in range(16)]
+    measured = [ssfl.measure(image) for image, _ in slices]
+    start, stop = ssfl.slice_window(np.array([m.area for m in measured]), 0.5)
+    crops, lungs = [], []
+    for (image, mask), m in list(zip(slices, measured, strict=True))[start:stop]:
+        row0, row1, column0, column1 = m.box
+        crops.append(image[row0:row1, column0:column1].mean())
+        lungs.append(image[mask > 0])
+    lung = np.concatenate(lungs)
+    return {
+        "label": index // 4 % 2,
+        "crop": np.mean(crops),
+        "lung": lung.mean(),
+        "area": -np.mean([m.area for m in measured]),
+    }
+
+
+def intensity(arguments: argparse.Namespace) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    scans = _parallel(lambda i: _intensities(i, arguments.matrix), arguments)
+    for name, what in (("crop", "mean of the crop"), ("lung", "mean of the true lung"), ("area", "small lung area")):
+        print(f"  {what:22} AUC {roc_auc_score(scans['label'], scans[name]):.3f}")
+
+
+SHEET = (
+    # real slice, level (mm in base space), seed, hospital, positive
+    ("A002304_19001231-076.dcm", 122, 7, 0, True),
+    ("A002304_19010112-135.dcm", 118, 41, 0, True),
+    ("A027284_19000925-116.dcm", 10, 12, 0, False),
+    ("A027284_19001231-131.dcm", 0, 9, 3, False),
+    ("A046441_19001111-045.dcm", 150, 15, 0, True),
+    ("A046441_19010101-23.dcm", 140, 30, 2, True),
+    ("A048383_19001231-30.dcm", 140, 18, 0, False),
+    ("A048383_19010410-30.dcm", 148, 5, 0, False),
+    ("A056642_19001229-053.dcm", 126, 36, 3, True),
+    ("A056642_19010107-111.dcm", 130, 28, 1, True),
+)
+
+
+def sheet(arguments: argparse.Namespace) -> None:
+    """Real slices above, phantom slices of about the same levels below; phantom alone without ``--real``."""
+    rows, side = [], 384
+    for at in range(0, len(SHEET), 5):
+        real, made = [], []
+        for name, level, seed, source, positive in SHEET[at : at + 5]:
+            patient = phantom.Patient(seed, matrix=512, n_slices=200, positive=positive, source=source)
+            made.append(patient.image(int(np.argmin(np.abs(patient.levels - level)))))
+            if arguments.real:
+                real.append(readers.open_scan({"path": str(arguments.real / name), "format": "dicom"}).read(0))
+        for images in filter(None, (real, made)):
+            rows.append(np.hstack([cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA) for i in images]))
+    cv2.imwrite(str(arguments.out), np.vstack(rows))
+
+
+def _parallel(one: Callable[[int], dict], arguments: argparse.Namespace) -> pd.DataFrame:
+    jobs = joblib.Parallel(n_jobs=arguments.jobs)
+    return pd.DataFrame(jobs(joblib.delayed(one)(i) for i in range(arguments.first, arguments.first + arguments.scans)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("speed", "reduction", "intensity", "sheet"))
+    parser.add_argument("--scans", type=int, default=40)
+    parser.add_argument("--first", type=int, default=0, help="the first scan, to do a cohort in parts")
+    parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; reduction: measured in each")
+    parser.add_argument("--matrix", type=int, default=512)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--real", type=Path, help="folder of the real DICOM slices")
+    parser.add_argument("--out", type=Path, default=Path("phantom_sheet.png"))
+    arguments = parser.parse_args()
+    globals()[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    main()
