@@ -8,7 +8,8 @@ study  e2d_lib.training: slices drawn, gathered, augmented on the device, then t
 usual  JPEG files decoded one by one, per-image torchvision augmentation, a DataLoader's workers, then the same step
 
 Prints each in images/s, median and range over rounds, and the ratios study/step (1: input never waits) and study/usual.
-On a machine that does other work meanwhile the medians mean little, and the fastest rounds come nearest to the truth.
+On a machine that does other work meanwhile, two threads wait for each other and the clock says little: there set
+OMP_NUM_THREADS=1 and read the ratio by processor time.
 """
 
 import argparse
@@ -109,25 +110,26 @@ def main() -> None:
         blank = torch.zeros(images_a_step, dtype=torch.bool, device=device)
         resident = torch.rand(images_a_step, 1, options.size, options.size, device=device)
 
-        def seconds(work: Callable[[], None]) -> float:
-            before = time.perf_counter()
+        def seconds(work: Callable[[], None]) -> tuple[float, float]:
+            """On the clock, and of processor time in this process."""
+            clock, processor = time.perf_counter(), time.process_time()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            return time.perf_counter() - before
+            return time.perf_counter() - clock, time.process_time() - processor
 
         def train_on(pixels: torch.Tensor) -> None:
             pixels = pixels.to(device, non_blocking=True)
             run.step(pixels, Batch(pixels, targets, blank), images_a_step, 0)
 
-        def step(number: int) -> float:
+        def step(number: int) -> tuple[float, float]:
             run.trained.train()
             return seconds(lambda: [train_on(resident) for _ in range(options.steps)])
 
-        def study(number: int) -> float:
+        def study(number: int) -> tuple[float, float]:
             return seconds(lambda: run.train_epoch(number + 1, bar(disable=True)))
 
-        def usual(number: int) -> float:
+        def usual(number: int) -> tuple[float, float]:
             # Timed in the workers' stride: after the batches made while they had a lead, and with more still to make.
             run.trained.train()
             order = RandomSampler(jpegs, num_samples=(options.steps + 2 * lead) * images_a_step, replacement=True)
@@ -136,22 +138,26 @@ def main() -> None:
                 train_on(next(batches))
             return seconds(lambda: [train_on(next(batches)) for _ in range(options.steps)])
 
-        speeds: dict[str, list[float]] = {}
+        speeds: dict[str, list[tuple[float, float]]] = {}
         # The loader's processes linger, so its rounds come last. The first round of each warms up.
         for ways in ((step, study), (usual,)):
             for number in range(options.rounds + 1):
                 for way in ways:
-                    elapsed = way(number)
+                    taken = way(number)
                     if number:
-                        speeds.setdefault(way.__name__, []).append(images / elapsed)
+                        speeds.setdefault(way.__name__, []).append(tuple(images / t for t in taken))
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{options.backbone} at {options.size}, {images_a_step} images a step, {name}, {recipe.amp=}")
-    for way, values in speeds.items():
+    clock = {way: [speed for speed, _ in values] for way, values in speeds.items()}
+    for way, values in clock.items():
         print(f"{way:6} {np.median(values):9.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
     for other in ("step", "usual"):
-        median, fastest = (of(speeds["study"]) / of(speeds[other]) for of in (np.median, max))
+        median, fastest = (of(clock["study"]) / of(clock[other]) for of in (np.median, max))
         print(f"study/{other:5} {median:.3f} by the median, {fastest:.3f} by the fastest round")
+    if device.type == "cpu":
+        processor = {way: np.median([speed for _, speed in speeds[way]]) for way in ("step", "study")}
+        print(f"study/step  {processor['study'] / processor['step']:.3f} by processor time")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The anatomy is that of ``e2d_lib.anatomy``; habitus, breathing, disease, look-al
 for each patient. Layout and dirt are those of COV19-CT-DB (method.md §1), the window is that of method.md §7.
 """
 
+import functools
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from e2d_lib import anatomy, files, progress
+from e2d_lib import anatomy, files, parallel, progress
 from e2d_lib.anatomy import APEX, Level, ramp
 
 VERSION = 1
@@ -578,8 +579,9 @@ def _jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
-def _write_scan(out: Path, index: int, row: dict[str, Any], parameters: dict[str, Any]) -> None:
+def _write_scan(out: Path, parameters: dict[str, Any], planned: tuple[int, dict[str, Any]]) -> None:
     """Render one scan and put it in place: mask and record first, the slices last, each with one rename."""
+    index, row = planned
     cv2.setNumThreads(1)  # there is a process a core already
     seed = np.random.SeedSequence(parameters["seed"], spawn_key=(1, index))
     rng = np.random.default_rng(np.random.SeedSequence(parameters["seed"], spawn_key=(2, index)))
@@ -705,10 +707,10 @@ def write(
         return _read_truth(table_path)
     rows = plan.to_dict("records")
     if todo:
-        from joblib import Parallel, delayed
-
-        jobs = Parallel(n_jobs=min(n_jobs, len(todo)) if n_jobs > 0 else n_jobs, return_as="generator_unordered")
-        done = jobs(delayed(_write_scan)(out, i, rows[i], parameters) for i in todo)
+        task = functools.partial(_write_scan, out, parameters)
+        done = parallel.unordered(
+            task, [(i, rows[i]) for i in todo], n_jobs=min(n_jobs, len(todo)) if n_jobs > 0 else n_jobs
+        )
         for _ in progress.bar(done, total=len(todo), desc="phantom", unit="scan"):
             pass
         shutil.rmtree(out / "truth" / "partial", ignore_errors=True)
