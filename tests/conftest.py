@@ -24,3 +24,9 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip("../shared/data (real CT and golden values) is not beside this checkout")
     return path
+
+
+@pytest.fixture
+def processes_at_once(monkeypatch) -> None:
+    """Small jobs go to processes too, as large ones do after a while."""
+    monkeypatch.setattr("e2d_lib.parallel.ALONE", 0.0)

@@ -92,6 +92,15 @@ class TestPatient:
         assert all((a == b).all() for a, b in zip(forwards, backwards[::-1], strict=True))
         assert (forwards[4] != phantom.patient(4, matrix=64, n_slices=9, positive=True).image(4)).any()
 
+    def test_same_disease_at_every_matrix(self):
+        small, large = (phantom.patient(8, matrix=m, n_slices=12, positive=True) for m in (64, 160))
+        assert small.lesions == large.lesions and small.lesions
+        shares = []
+        for patient in (small, large):
+            masks = np.stack([patient.render(k)[1] for k in range(12)])
+            shares.append(np.isin(masks, COVID).sum() / (masks > 0).sum())
+        assert shares[0] == pytest.approx(shares[1], rel=0.25)
+
     @pytest.mark.parametrize("source", range(4))
     def test_tissues_have_the_hounsfield_units_of_ct(self, source):
         patient = phantom.patient(20, matrix=128, n_slices=31, source=source)
@@ -284,7 +293,7 @@ class TestCohort:
         assert _digests(copy) == before
 
     @pytest.mark.slow
-    def test_bytes_do_not_depend_on_the_number_of_processes(self, tmp_path):
+    def test_bytes_do_not_depend_on_the_number_of_processes(self, tmp_path, processes_at_once):
         options = {"n_scans": 4, "matrix": 48, "slices": (5, 8), "seed": 1}
         phantom.write(tmp_path / "one", **options, n_jobs=1)
         phantom.write(tmp_path / "two", **options, n_jobs=2)

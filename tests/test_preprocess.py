@@ -557,7 +557,7 @@ class TestFailures:
             run(cohort_of(data), tmp_path / "file" / "out", SMALL, n_jobs=1)
 
     @pytest.mark.parametrize("n_jobs", [1, 2])
-    def test_scan_that_cannot_be_written(self, tmp_path, data, n_jobs):
+    def test_scan_that_cannot_be_written(self, tmp_path, data, n_jobs, processes_at_once):
         scans = tmp_path / "out" / SMALL.key / "scans"
         (scans / f"{preprocess.stem('train/negative/ct_scan_0')}.npy").mkdir(parents=True)
         with pytest.raises(PreprocessError, match=r"cannot write to .*Is a directory.*run again"):
@@ -610,7 +610,7 @@ class TestFailures:
         assert done.stdout.startswith("cannot write to ") and done.stdout.count("\n") == 1
         assert not list((tmp_path / "out").rglob("*.tmp")) and not list((tmp_path / "out").rglob("*.npy"))
 
-    def test_dead_worker_is_one_line(self):
+    def test_dead_worker_is_one_line(self, processes_at_once):
         with pytest.raises(PreprocessError, match="a worker process was killed"):
             list(preprocess._on_this_machine(os._exit, [1, 1], 2))
 
@@ -691,7 +691,7 @@ class TestKilled:
             write_scan(root / "train/positive" / f"ct_scan_{index}", 10, rng, shape=(128, 128))
         undisturbed = tree(run(cohort_of(root), tmp_path / "undisturbed", SMALL, n_jobs=1).folder)
         code = (
-            "import sys; import pandas as pd; from e2d_lib import preprocess\n"
+            "import sys; import pandas as pd; from e2d_lib import parallel, preprocess; parallel.ALONE = 0.0\n"
             "preprocess.run(pd.read_parquet(sys.argv[1]), sys.argv[2], preprocess.Params(size=32), n_jobs=2)"
         )
 
@@ -724,7 +724,7 @@ class TestKilled:
 
 
 class TestExecutors:
-    def test_two_processes_give_the_same_bytes(self, tmp_path, data):
+    def test_two_processes_give_the_same_bytes(self, tmp_path, data, processes_at_once):
         cohort = cohort_of(data)
         one = run(cohort, tmp_path / "one", SMALL, n_jobs=1)
         two = run(cohort, tmp_path / "two", SMALL, n_jobs=2)
