@@ -89,7 +89,8 @@ def reduction(arguments: argparse.Namespace) -> None:
 def _intensities(index: int, matrix: int) -> dict[str, float]:
     cv2.setNumThreads(1)
     patient = _patient(index, matrix, 16)
-    slices = [(patient.image(k), patient.render(k)[1]) for k in range(16)]
+    rendered = [patient.render(k) for k in range(16)]
+    slices = [(patient.export(hu), mask) for hu, mask in rendered]
     measured = [ssfl.measure(image) for image, _ in slices]
     start, stop = ssfl.slice_window(np.array([m.area for m in measured]), 0.5)
     crops, lungs = [], []
