@@ -3,13 +3,14 @@
     python benchmarks/training.py                                                  # EfficientNet-B3 at 384
     python benchmarks/training.py --backbone test_efficientnet --size 96           # a model so small that input shows
 
-step   the same training step on one random batch that already lies on the device: what the model alone allows
-study  e2d_lib.training: slices drawn, gathered, augmented on the device, then the same step
-usual  JPEG files decoded one by one, per-image torchvision augmentation, a DataLoader's workers, then the same step
+step         the same training step on one random batch that already lies on the device: what the model alone allows
+study        e2d_lib.training: slices drawn, gathered, augmented on the device, then the same step
+input_alone  that without the step: what the input costs when nothing hides it
+usual        JPEG files decoded one by one, per-image torchvision augmentation, a DataLoader's workers, the same step
 
 Prints each in images/s, median and range over rounds, and the ratios study/step (1: input never waits) and study/usual.
 On a machine that does other work meanwhile, two threads wait for each other and the clock says little: there set
-OMP_NUM_THREADS=1 and read the ratio by processor time.
+OMP_NUM_THREADS=1 and read input_alone's share of the processor time.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from torchvision.transforms import v2
 from e2d_lib.dataset import ScanSlices
 from e2d_lib.model import ModelConfig
 from e2d_lib.progress import bar
-from e2d_lib.training import Batch, Recipe, Run, resolve_device
+from e2d_lib.training import Batch, Recipe, Run, batch, plan, resolve_device
 
 
 def cohort(scans: int, size: int, device: torch.device) -> ScanSlices:
@@ -129,6 +130,12 @@ def main() -> None:
         def study(number: int) -> tuple[float, float]:
             return seconds(lambda: run.train_epoch(number + 1, bar(disable=True)))
 
+        def input_alone(number: int) -> tuple[float, float]:
+            rows = np.array_split(np.arange(len(slices)), options.steps)
+            plans = (plan(slices, part, recipe, "train", number + 1) for part in rows)
+            generator = torch.Generator().manual_seed(number)
+            return seconds(lambda: [run.augment(batch(slices, p, device).pixels, generator) for p in plans])
+
         def usual(number: int) -> tuple[float, float]:
             # Timed in the workers' stride: after the batches made while they had a lead, and with more still to make.
             run.trained.train()
@@ -140,7 +147,7 @@ def main() -> None:
 
         speeds: dict[str, list[tuple[float, float]]] = {}
         # The loader's processes linger, so its rounds come last. The first round of each warms up.
-        for ways in ((step, study), (usual,)):
+        for ways in ((step, study, input_alone), (usual,)):
             for number in range(options.rounds + 1):
                 for way in ways:
                     taken = way(number)
@@ -151,13 +158,14 @@ def main() -> None:
     print(f"{options.backbone} at {options.size}, {images_a_step} images a step, {name}, {recipe.amp=}")
     clock = {way: [speed for speed, _ in values] for way, values in speeds.items()}
     for way, values in clock.items():
-        print(f"{way:6} {np.median(values):9.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
+        print(f"{way:11} {np.median(values):9.1f} images/s  ({min(values):.1f} to {max(values):.1f})")
     for other in ("step", "usual"):
         median, fastest = (of(clock["study"]) / of(clock[other]) for of in (np.median, max))
         print(f"study/{other:5} {median:.3f} by the median, {fastest:.3f} by the fastest round")
-    if device.type == "cpu":
-        processor = {way: np.median([speed for _, speed in speeds[way]]) for way in ("step", "study")}
-        print(f"study/step  {processor['study'] / processor['step']:.3f} by processor time")
+    processor = {way: np.median([speed for _, speed in values]) for way, values in speeds.items()}
+    share = {"clock": {way: np.median(values) for way, values in clock.items()}, "processor": processor}
+    for time_of, speed in share.items():
+        print(f"input alone takes {speed['step'] / speed['input_alone']:.1%} of a step's {time_of} time")
 
 
 if __name__ == "__main__":
