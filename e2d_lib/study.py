@@ -268,7 +268,7 @@ class Run:
                     cwd=str(root()),
                     progress_bar={"desc": notebook.name, "leave": False} if progress else False,
                     stderr_file=sys.stderr if progress else None,
-                    extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                 )
             except papermill.PapermillExecutionError as error:
                 if error.ename != "NotApplicable":
