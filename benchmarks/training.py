@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="efficientnet_b3")
     parser.add_argument("--size", type=int, default=384, help="side of a slice, pixels")
-    parser.add_argument("--scans-per-step", type=int, default=20, help="8 slices each")
+    parser.add_argument("--scans-per-step", type=int, default=20, help="8 slices each; at least 2 scans in all")
     parser.add_argument("--steps", type=int, default=4, help="steps a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="of the usual loader")
