@@ -1,7 +1,7 @@
 """Slices ready to train on: windows as one uint8 tensor, the draw of a scan's slices, batched augmentation.
 
 Where the windows fit they lie on the training device, so that a batch is one gather; where they do not, they stay
-memory-mapped. There is no loader process: a thread works one batch ahead (:func:`ahead`).
+memory-mapped. There is no loader process; where it helps, a thread works one batch ahead (:func:`ahead`).
 """
 
 import math

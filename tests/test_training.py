@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,11 @@ def toy(n=16, *, seed=0, labels=None, widths=None, size=SIZE):
         images.append(image)
     areas = [rng.integers(100, 1000, width) for width in widths]
     return ScanSlices.from_arrays(images, areas, labels, [f"toy {seed} {k}" for k in range(n)])
+
+
+def mapped(slices):
+    """The same slices as one array a scan, as those are that do not fit in memory."""
+    return replace(slices, pixels=tuple(part.numpy() for part in slices.pixels.split(slices.widths.tolist())))
 
 
 def quick(**changes):
@@ -181,6 +187,21 @@ class TestBatch:
         for part, all_of_it in zip(zip(*parts, strict=True), whole, strict=True):
             assert torch.equal(torch.cat(part), all_of_it)
 
+    @pytest.mark.parametrize("resident", [True, False])
+    def test_a_thread_works_ahead_only_where_it_helps(self, resident):
+        slices = toy(3)
+        if not resident:
+            slices = mapped(slices)
+        plans = [training.plan(slices, np.array([row]), quick(), "train") for row in range(3)]
+        before = threading.active_count()
+        coming = training.batches(slices, plans, torch.device("cpu"))
+        first = next(coming)
+        assert threading.active_count() - before == (0 if resident else 1)
+        everything = [first, *coming]
+        assert torch.equal(torch.cat([now.pixels for now in everything]), torch.cat([
+            training.batch(toy(3), plan, torch.device("cpu")).pixels for plan in plans
+        ]))  # fmt: skip
+
 
 class TestScores:
     def test_by_hand(self):
@@ -248,14 +269,14 @@ class TestFit:
 
     def test_inner_split_is_kept_out_of_training(self, tmp_path, monkeypatch):
         seen = set()
-        gather = training.batch
+        planned = training.plan
 
-        def spy(slices, what, device, **share):
-            if share:  # training steps only
-                seen.update(slices.scan_ids[row] for row in what.rows)
-            return gather(slices, what, device, **share)
+        def spy(slices, rows, recipe, purpose, *turn):
+            if purpose == "train":
+                seen.update(slices.scan_ids[row] for row in rows)
+            return planned(slices, rows, recipe, purpose, *turn)
 
-        monkeypatch.setattr(training, "batch", spy)
+        monkeypatch.setattr(training, "plan", spy)
         result = run(tmp_path, select="inner", inner_fraction=0.25)
         assert {"inner_loss", "inner_auc", "inner_f1"} <= set(result.history.columns)
         assert len(seen) == 12  # 16 scans, of each class a quarter held out
@@ -276,10 +297,7 @@ class TestFit:
         np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
     def test_memory_mapped_equals_resident(self, tmp_path):
-        resident = toy()
-        pixels = tuple(part.numpy() for part in resident.pixels.split(resident.widths.tolist()))
-        mapped = ScanSlices(**{**vars(resident), "pixels": pixels})
-        assert same_weights(run(tmp_path / "a", resident).path, run(tmp_path / "b", mapped).path)
+        assert same_weights(run(tmp_path / "a", toy()).path, run(tmp_path / "b", mapped(toy())).path)
 
     def test_without_validation(self, tmp_path):
         result = fit(toy(), None, model=SMALL, recipe=quick(), out_dir=tmp_path)
