@@ -150,7 +150,7 @@ class Chapter:
         self.name = name
         self.parameters = dict(parameters)
         self.run_dir = resolve(self.parameters["run_dir"])
-        self.dir = self.run_dir / name
+        self.dir = self.run_dir / (self.parameters.get("cell") or name)  # a sweep's cell has a folder of its own
         self.inputs: set[str] = set()
         self._started, self._clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,11 @@ class Chapter:
             raise NotApplicable(reason)
 
     def has(self, chapter: str, file: str) -> bool:
-        """Whether another chapter left this artefact, for chapters that may not apply to the data."""
+        """Whether another chapter left this artefact, for chapters that may not apply to the data.
+
+        Asking counts as reading: this chapter is out of date when the other's results come or change.
+        """
+        self.inputs.add(chapter)
         return (self.run_dir / chapter / file).exists()
 
     def input(self, chapter: str, file: str = "") -> Path:

@@ -17,14 +17,13 @@ Cache of one set of parameters (the originals are only read)::
 import contextlib
 import fcntl
 import functools
-import itertools
 import os
 import re
 import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +34,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from e2d_lib import files, parallel, progress, readers, ssfl
 
@@ -47,9 +45,6 @@ AREAS_ON = ("full", "crop")
 
 ROW_GROUP = 256
 """Scans to a row group of the cohort's tables: what putting them together holds in memory."""
-
-IN_FLIGHT = 1000
-"""Scans handed to a Dask scheduler at a time: enough for hundreds of cores, nothing for the scheduler's memory."""
 
 NO_LOSS = (readers.Reason.TWIN, readers.Reason.SYSTEM_FILE)
 """Files that never were slices: they are among the findings, but no reason to warn of a scan."""
@@ -393,26 +388,27 @@ def run(
     *,
     n_jobs: int = -1,
     scheduler: str | None = None,
+    wait: bool = False,
 ) -> Preprocessed:
     """Preprocess a cohort into ``out_dir``; what is there already, from the same files, is not done again.
 
     cohort: as ``cohort.read_cohort`` gives it. n_jobs: processes, -1 for one on each core. scheduler: address of a
     Dask scheduler ("tcp://…"), whose workers must see the same folders; n_jobs is then not used. The bytes written
     depend neither on these nor on earlier runs that were killed. The cohort's tables are those of the last run;
-    scans of earlier cohorts stay in the cache.
+    scans of earlier cohorts stay in the cache. wait: where another run is writing to this cache, wait for its end.
 
-    Raises ValueError for a cohort without the needed columns, and PreprocessError where the cache cannot be written,
-    the workers die, or every scan is excluded.
+    Raises ValueError for a cohort without the needed columns, PreprocessError where the cache cannot be written or
+    every scan is excluded, and parallel.WorkersError where the workers die.
     """
     rows = _cohort_rows(cohort)
     folder = Path(os.path.abspath(out_dir)) / params.key
     task = functools.partial(preprocess_scan, out_dir=folder.parent, params=params)
-    with _only_writer(folder):
+    with _only_writer(folder, wait=wait):
         with _writing(folder):
             # Until all is done again the tables could speak of pixels that have changed.
             (folder / "scans.parquet").unlink(missing_ok=True)
             files.write_json(folder / "params.json", {"format": FORMAT, **asdict(params)})
-        records = _on_dask(task, rows, scheduler) if scheduler else _on_this_machine(task, rows, n_jobs)
+        records = parallel.unordered(task, rows, n_jobs=n_jobs, scheduler=scheduler)
         slices, began = 0, time.perf_counter()
         with (
             contextlib.closing(records),
@@ -473,45 +469,8 @@ def _cohort_rows(cohort: pd.DataFrame) -> list[dict[str, str]]:
     return [row | {"path": os.path.abspath(row["path"])} for row in rows]
 
 
-def _on_this_machine(task: Callable, rows: Iterable[dict], n_jobs: int) -> Iterator[dict[str, Any]]:
-    try:
-        yield from parallel.unordered(task, rows, n_jobs=n_jobs)
-    except TerminatedWorkerError as error:
-        raise PreprocessError(
-            "a worker process was killed (out of memory, most often): run again with a smaller n_jobs; "
-            "finished scans are kept"
-        ) from error
-
-
-def _on_dask(task: Callable, rows: Iterable[dict], scheduler: str) -> Iterator[dict[str, Any]]:
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ImportError as error:
-        raise PreprocessError("a scheduler needs Dask: pip install 'e2d-study[cluster]'") from error
-    try:
-        client = Client(scheduler, timeout="30s", set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise PreprocessError(f"no Dask scheduler answers at {scheduler!r} ({error})") from error
-    rows = iter(rows)
-    with client:
-        # pure=False: Dask must not answer from its memory what may have changed on disk.
-        first = [client.submit(task, row, pure=False) for row in itertools.islice(rows, IN_FLIGHT)]
-        running = as_completed(first, loop=client.loop)  # not the loop of the caller's own client
-        del first
-        try:
-            for future in running:
-                yield future.result()
-                for row in itertools.islice(rows, 1):
-                    running.add(client.submit(task, row, pure=False))
-        except KilledWorker as error:
-            raise PreprocessError(
-                "a scan took several Dask workers down (out of memory, most often): give the workers more memory and "
-                "run again; finished scans are kept"
-            ) from error
-
-
 @contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
+def _only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for one run, and clear away temporary files, which then can only be a killed run's.
 
     The lock dies with its process, so a killed run leaves nothing to be removed by hand.
@@ -521,7 +480,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
             (folder / "scans").mkdir(parents=True, exist_ok=True)
             lock = held.enter_context(open(folder / ".lock", "w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PreprocessError(
                 f"another run is writing to {folder}: wait for its end or choose another folder"

@@ -222,11 +222,19 @@ class Run:
         parameters = {k: v for k, v in self.parameters[notebook.name].items() if k != "run_dir"}
         return files.digest([notebook.source_hash, parameters, self._library])
 
+    def folder(self, name: str) -> Path:
+        """Of a chapter: its own, or the cell of a sweep that its parameters name."""
+        return self.dir / (self.parameters.get(name, {}).get("cell") or name)
+
     def _done(self, name: str) -> dict[str, Any] | None:
         try:
-            return files.read_json(self.dir / name / DONE)
+            return files.read_json(self.folder(name) / DONE)
         except (OSError, ValueError):
             return None
+
+    def _result(self, name: str) -> str | None:
+        """What a chapter that read ``name`` depends on; None while there is nothing."""
+        return (self._done(name) or {}).get("result")
 
     def _data_state(self) -> str:
         """The state of the files that chapter 01 describes: the user's data, or the phantom it wrote."""
@@ -242,17 +250,13 @@ class Run:
             return None
         if notebook.name == DATA_CHAPTER and done["data_state"] != self._data_state():
             return None
-        for name, key in done["inputs"].items():
-            upstream = self._done(name)
-            if upstream is None or upstream["result"] != key:
-                return None
-        return done
+        return done if all(self._result(name) == key for name, key in done["inputs"].items()) else None
 
     def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
         """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
         import papermill
 
-        folder = self.dir / notebook.name
+        folder = self.folder(notebook.name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DONE).unlink(missing_ok=True)
         running, good, bad = (folder / f"notebook{tail}.ipynb" for tail in (".running", "", ".failed"))
@@ -284,7 +288,7 @@ class Run:
         return self._record(notebook, status, reason, time.perf_counter() - started)
 
     def _record(self, notebook: Notebook, status: str, reason: str, seconds: float) -> dict[str, Any]:
-        folder = self.dir / notebook.name
+        folder = self.folder(notebook.name)
         try:
             inputs = files.read_json(folder / "provenance.json")["inputs"] if status == "done" else []
         except OSError:
@@ -293,7 +297,7 @@ class Run:
             inputs = [c.name for c in self.chapters if c.name < notebook.name and self._done(c.name)]
         done = {
             "key": self.key(notebook),
-            "inputs": {name: self._done(name)["result"] for name in inputs if self._done(name)},
+            "inputs": {name: self._result(name) for name in inputs},
             "data_state": self._data_state() if notebook.name == DATA_CHAPTER else "",
             "status": status,
             "reason": reason,
@@ -340,7 +344,7 @@ def run(
     chapters = notebooks(folder)
     layers = [(f"profile {profile}", load_profile(profile, folder)), ("-p", parse_assignments(assignments))]
     given = {
-        "run_dir": out or _default_out(profile, data_root),
+        "run_dir": out or default_out(profile, data_root),
         **({"data_root": data_root} if data_root else {}),
     }
     parameters = plan(chapters, *layers, ("arguments", {"all": given}))
@@ -371,7 +375,7 @@ def _state(done: Mapping[str, Any]) -> str:
     return f"{done['seconds']:.0f} s" if done["status"] == "done" else f"{done['status']}: {done['reason']}"
 
 
-def _default_out(profile: str, data_root: str) -> str:
+def default_out(profile: str, data_root: str) -> str:
     stem = Path(profile).stem
     return f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
 

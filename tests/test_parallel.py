@@ -37,3 +37,8 @@ def test_an_error_reaches_the_caller(monkeypatch):
 
 def reciprocal(x: int) -> float:
     return 1 / x
+
+
+def test_a_killed_worker_is_one_line():
+    with pytest.raises(parallel.WorkersError, match="a worker process was killed"):
+        list(parallel.unordered(os._exit, [1, 1], n_jobs=2, alone=0.0))

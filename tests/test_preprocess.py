@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from scipy import ndimage
 
 from e2d_lib import files, preprocess, readers, ssfl
+from e2d_lib.parallel import WorkersError
 from e2d_lib.preprocess import Params, PreprocessError, load, run
 
 SMALL = Params(size=32)
@@ -610,16 +612,22 @@ class TestFailures:
         assert done.stdout.startswith("cannot write to ") and done.stdout.count("\n") == 1
         assert not list((tmp_path / "out").rglob("*.tmp")) and not list((tmp_path / "out").rglob("*.npy"))
 
-    def test_dead_worker_is_one_line(self, processes_at_once):
-        with pytest.raises(PreprocessError, match="a worker process was killed"):
-            list(preprocess._on_this_machine(os._exit, [1, 1], 2))
-
     def test_one_run_at_a_time(self, tmp_path, data):
         pre = run(cohort_of(data), tmp_path / "out", SMALL, n_jobs=1)
         with open(pre.folder / ".lock", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             with pytest.raises(PreprocessError, match="another run is writing"):
                 run(cohort_of(data), tmp_path / "out", SMALL, n_jobs=1)
+
+    def test_waiting_for_the_run_before(self, tmp_path, data):
+        pre = run(cohort_of(data), tmp_path / "out", SMALL, n_jobs=1)
+        with ThreadPoolExecutor(1) as pool:
+            with open(pre.folder / ".lock", "w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                waiting = pool.submit(run, cohort_of(data), tmp_path / "out", SMALL, n_jobs=1, wait=True)
+                with pytest.raises(TimeoutError):
+                    waiting.result(timeout=0.5)
+            assert len(waiting.result(timeout=60).scans) == len(pre.scans)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
@@ -759,12 +767,12 @@ class TestExecutors:
 
     def test_scheduler_that_does_not_answer(self, tmp_path, data):
         pytest.importorskip("distributed", reason="the cluster extra is not installed")
-        with pytest.raises(PreprocessError, match="no Dask scheduler answers at 'nowhere'"):
+        with pytest.raises(WorkersError, match="no Dask scheduler answers at 'nowhere'"):
             run(cohort_of(data), tmp_path / "out", SMALL, scheduler="nowhere")
 
     def test_without_dask_says_what_to_install(self, tmp_path, data, monkeypatch):
         monkeypatch.setitem(sys.modules, "distributed", None)
-        with pytest.raises(PreprocessError, match=r"pip install 'e2d-study\[cluster\]'"):
+        with pytest.raises(WorkersError, match=r"pip install 'e2d-study\[cluster\]'"):
             run(cohort_of(data), tmp_path / "out", SMALL, scheduler="tcp://127.0.0.1:1")
 
     def test_the_light_install_is_enough(self):
