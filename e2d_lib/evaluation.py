@@ -1,30 +1,225 @@
-"""What chapter 5 looks at: scores of runs with intervals, the worst errors, the phantom's true extents."""
+"""What chapter 5 looks at: scan scores at two thresholds, aggregations, paired runs, groups, the worst errors.
+
+A table of scan scores here has one row a scan and run: fraction, seed, fold, scan_id, label, source, probability, and
+``chosen``, the threshold that the run's own training folds chose (NaN where they chose none).
+Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
+"""
 
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from e2d_lib import metrics
-from e2d_lib.preprocess import Preprocessed
+from e2d_lib import files, metrics, preprocess
+from e2d_lib.chapter import resolve
 
 RUN = ["fraction", "seed", "fold"]
+AGGREGATIONS = get_args(metrics.Aggregation)
+AT_A_CUT = ("macro_f1", "sensitivity", "specificity", "accuracy")
+"""The metrics that depend on the threshold."""
+CHOSEN = "chosen"
+
+
+class EvaluationError(ValueError):
+    """Runs that cannot be evaluated as asked."""
+
+
+# Scores and thresholds ---------------------------------------------------------------------------------------------
+
+
+def thresholds(predictions: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3) -> pd.DataFrame:
+    """The threshold that each run's training folds choose: fraction, seed, fold, threshold, scans, positives, reason.
+
+    ``predictions``: chapter 4's slices. Only their part "inner" is looked at, the scans held out of the run's training
+    folds; the cut is the one of greatest macro F1 there (`metrics.best_threshold`). These scans chose the epoch too,
+    and they may be few: ``scans`` says how many. Without such scans, or with one class, the threshold is NaN and
+    ``reason`` says why.
+    """
+    rows = []
+    for key, run in predictions.groupby(RUN, sort=True):
+        inner = run[run["part"] == "inner"]
+        threshold, scans, positives, reason = np.nan, 0, 0, "no scans held out of the training folds"
+        if len(inner):
+            scans = metrics.scan_scores(inner, how=how, k=k)
+            positives = int(scans["label"].sum())
+            reason = "" if 0 < positives < len(scans) else "one class only among the scans held out"
+            threshold = np.nan if reason else metrics.best_threshold(scans["label"], scans["probability"])
+            scans = len(scans)
+        rows.append((*key, threshold, scans, positives, reason))
+    return pd.DataFrame(rows, columns=[*RUN, "threshold", "scans", "positives", "reason"])
+
+
+def scan_scores(
+    predictions: pd.DataFrame, cohort: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3
+) -> pd.DataFrame:
+    """The table of scan scores (see the module) of the reported folds, with each run's ``chosen`` threshold."""
+    valid = predictions[predictions["part"] == "valid"]
+    scores = metrics.scan_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
+    cuts = thresholds(predictions, how=how, k=k).rename(columns={"threshold": CHOSEN})
+    return scores.merge(cohort[["scan_id", "source"]], on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
+
+
+def largest(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the runs on the largest share of the training scans."""
+    return table[table["fraction"] == table["fraction"].max()]
 
 
 def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a scan (scan_id, label, source, probability): the mean of the seeds' scan probabilities."""
-    columns = ["scan_id", "label", "source"]
-    return scores.groupby(columns, as_index=False, sort=True)["probability"].mean()
+    """One row a scan (scan_id, label, source, fold, probability, chosen): the means of the seeds'."""
+    columns = ["scan_id", "label", "source", "fold"]
+    return scores.groupby(columns, as_index=False, sort=True)[["probability", CHOSEN]].mean()
 
 
-def by_run(scores: pd.DataFrame, *, rng: np.random.Generator, threshold: float = 0.5, n_boot: int = 2000):
-    """Metrics with intervals of each run: the columns of ``metrics.evaluate`` after fraction, seed and fold."""
+def has_chosen(scores: pd.DataFrame) -> bool:
+    """Whether every run of the table chose a threshold."""
+    return bool(scores[CHOSEN].notna().all())
+
+
+# Metrics with intervals --------------------------------------------------------------------------------------------
+
+
+def at_thresholds(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000) -> pd.DataFrame:
+    """`metrics.pooled` over folds and seeds, after a column ``at``: the threshold, or "chosen" for the runs' own.
+
+    At the chosen thresholds only the metrics that depend on them; none where a run chose none.
+    """
+    tables = [
+        metrics.pooled(scores, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
+            at=f"{threshold:g}"
+        )
+    ]
+    if has_chosen(scores):
+        again = metrics.pooled(scores.assign(threshold=scores[CHOSEN]), rng=np.random.default_rng(seed), n_boot=n_boot)
+        tables.append(again[again["metric"].isin(AT_A_CUT)].assign(at=CHOSEN))
+    return _first(["at"], pd.concat(tables, ignore_index=True))
+
+
+def by_run(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000) -> pd.DataFrame:
+    """Each run by itself: `at_thresholds` less what is about several runs, after fraction, seed, fold."""
     parts = []
-    for key, run in scores.groupby(RUN):
-        table = metrics.evaluate(run["label"], run["probability"], rng=rng, threshold=threshold, n_boot=n_boot)
+    for key, run in scores.groupby(RUN, sort=True):
+        table = at_thresholds(run, seed=seed, threshold=threshold, n_boot=n_boot)
         parts.append(table.assign(**dict(zip(RUN, key, strict=True))))
-    tables = pd.concat(parts, ignore_index=True)
-    return tables[[*RUN, *tables.columns.drop(RUN)]]
+    return _first(RUN, pd.concat(parts, ignore_index=True)).drop(columns=["run_mean", "run_sd", "n_runs", "seed_sd"])
+
+
+def by_group(
+    scores: pd.DataFrame, group: str, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
+) -> pd.DataFrame:
+    """`metrics.pooled` of the scans of each value of a column, after that column; an empty value is "unknown".
+
+    A metric that a group cannot have (one class only) keeps its row, with the reason.
+    """
+    parts = [
+        metrics.pooled(part, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
+            **{group: value or "unknown"}
+        )
+        for value, part in scores.groupby(group, sort=True)
+    ]
+    return _first([group], pd.concat(parts, ignore_index=True))
+
+
+def aggregations(
+    predictions: pd.DataFrame,
+    cohort: pd.DataFrame,
+    *,
+    seed: int = 0,
+    threshold: float = 0.5,
+    n_boot: int = 2000,
+    k: int = 3,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All ways from slices to a scan: metrics of each, and the paired comparison of each against the mean.
+
+    Gives `at_thresholds` after a column ``aggregation`` (each chooses its own threshold), and `paired` likewise, where
+    ``p_holm`` corrects all tests of the table together.
+    """
+    scores = {how: scan_scores(predictions, cohort, how=how, k=k) for how in AGGREGATIONS}
+    options: dict[str, Any] = {"seed": seed, "threshold": threshold, "n_boot": n_boot}
+    tables = [at_thresholds(table, **options).assign(aggregation=how) for how, table in scores.items()]
+    tests = [
+        paired(scores["mean"], table, **options).assign(aggregation=how)
+        for how, table in scores.items()
+        if how != "mean"
+    ]
+    together = pd.concat(tests, ignore_index=True)
+    together["p_holm"] = metrics.adjust(together["p_value"])
+    return tuple(_first(["aggregation"], table) for table in (pd.concat(tables, ignore_index=True), together))
+
+
+# Two runs ----------------------------------------------------------------------------------------------------------
+
+
+def paired(
+    a: pd.DataFrame, b: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
+) -> pd.DataFrame:
+    """`metrics.compare` of two tables of scan scores (b less a), seeds averaged scan by scan, after a column ``at``.
+
+    DeLong for AUC, exact McNemar for the decisions, paired bootstrap for macro F1; the last two also at the chosen
+    thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
+    """
+    a, b = (mean_over_seeds(scores).set_index("scan_id") for scores in (a, b))
+    if not a.index.equals(b.index):
+        raise EvaluationError(
+            f"two runs are compared on the same validation scans: these score {len(a)} and {len(b)} scans, "
+            f"{len(a.index.intersection(b.index))} of them in both; give runs of the same folds and data"
+        )
+    if (other := a["label"] != b["label"]).any():
+        raise EvaluationError(f"two runs of other labels: {other.idxmax()} is {a['label'][other].iloc[0]} in the first")
+    scores = a["label"], a["probability"], b["probability"]
+    tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot)
+    tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
+    if has_chosen(a) and has_chosen(b):
+        tests = metrics.compare(
+            *scores, rng=np.random.default_rng(seed), thresholds=(a[CHOSEN], b[CHOSEN]), n_boot=n_boot
+        )
+        tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
+    return _first(["at"], pd.concat(tables, ignore_index=True))
+
+
+def predictions_of(run_dir: str | Path, scans: pd.DataFrame) -> pd.DataFrame:
+    """Chapter 4's predictions of another run, of the largest share of the training scans.
+
+    ``scans``: this run's preprocessed scans (scan_id, n_files). Raises EvaluationError where the other run has no
+    chapter 4, or other scans of the same names: phantoms name theirs alike.
+    """
+    folder = resolve(run_dir)
+    path, prepared = folder / "04_training" / "predictions.parquet", folder / "02_ssflpp_preprocessing"
+    if not path.is_file():
+        raise EvaluationError(f"other_run={str(run_dir)!r} has no {path.as_posix()}: run its chapters 1, 2 and 4 first")
+    about = files.read_json(prepared / "preprocessed.json")
+    theirs = preprocess.load(resolve(about["cache"]), preprocess.Params(**about["params"])).scans
+    both = scans[["scan_id", "n_files"]].merge(theirs[["scan_id", "n_files"]], on="scan_id")
+    if differing := int((both["n_files_x"] != both["n_files_y"]).sum()):
+        raise EvaluationError(
+            f"other_run={str(run_dir)!r} is about other data: {differing} of {len(both)} scans of the same name "
+            "have another number of slices"
+        )
+    return largest(pd.read_parquet(path))
+
+
+# Beside the known scores -------------------------------------------------------------------------------------------
+
+
+def beside_known(saved: pd.DataFrame, table: pd.DataFrame, slice_rows: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Saved and own macro F1 and ROC AUC in one table: run, data, counted_in, metric, value, low, high.
+
+    ``saved``: results/published/saved_scores.csv. ``table``: `metrics.pooled` of this run, one scan one count;
+    ``slice_rows``: the same with each scan counted once for each of its slices, as the saved values are.
+    """
+    known = saved.assign(
+        run=saved["run"] + ", " + saved["validated_on"], data="saved: COV19-CT-DB", low=np.nan, high=np.nan
+    )
+    own = [
+        part.assign(run=f"this run ({data}), by {unit}", data=f"this run: {data}", counted_in=unit)
+        for unit, part in (("scans", table), ("slice rows", slice_rows))
+    ]
+    columns = ["run", "data", "counted_in", "metric", "value", "low", "high"]
+    both = pd.concat([known[columns], *(part[columns] for part in own)], ignore_index=True)
+    return both[both["metric"].isin(known["metric"].unique())].reset_index(drop=True)
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
 
 
 def truth(data_root: str | Path, scores: pd.DataFrame) -> pd.DataFrame | None:
@@ -37,21 +232,33 @@ def truth(data_root: str | Path, scores: pd.DataFrame) -> pd.DataFrame | None:
 
 
 def worst_errors(
-    scores: pd.DataFrame, predictions: pd.DataFrame, done: Preprocessed, *, n: int = 6
-) -> tuple[list[np.ndarray], list[str]]:
-    """Slices (2-D uint8) and titles of the ``n`` scans whose probability is furthest from the label.
+    scores: pd.DataFrame, predictions: pd.DataFrame, *, threshold: float = 0.5, n: int = 10
+) -> pd.DataFrame:
+    """The at most ``n`` wrongly called scans whose probability is furthest from the label, the worst first.
 
-    Of each scan the drawn slice that spoke loudest for the wrong answer; blank inputs have no slice.
+    ``scores``: as of `mean_over_seeds`; ``predictions``: chapter 4's, of the same runs. Columns scan_id, label, source,
+    fold, probability, error ("false positive", "false negative"), index (position in the window of the drawn slice that
+    spoke loudest for the wrong answer, -1 where all inputs were blank), slice_probability (its mean over seeds).
     """
-    error = (scores["probability"] - scores["label"]).abs()
-    images, titles = [], []
+    wrong = scores[(scores["probability"] >= threshold) != (scores["label"] == 1)]
+    distance = (wrong["probability"] - wrong["label"]).abs()
+    worst = wrong.loc[distance.sort_values(ascending=False, kind="stable").index[:n]].drop(columns=CHOSEN)
     drawn = predictions[(predictions["part"] == "valid") & (predictions["index"] >= 0)]
-    for row in scores.loc[error.sort_values(ascending=False, kind="stable").index].itertuples():
-        slices = drawn[drawn["scan_id"] == row.scan_id]
-        if slices.empty or len(images) == n:
+    slices = drawn.groupby(["scan_id", "index"], as_index=False)["probability"].mean()
+    rows = []
+    for scan in worst.itertuples():
+        own = slices[slices["scan_id"] == scan.scan_id]
+        if own.empty:
+            rows.append((-1, np.nan))
             continue
-        wrong = slices["probability"] * (-1 if row.label else 1)
-        index = int(slices.loc[wrong.idxmax(), "index"])
-        images.append(np.asarray(done.pixels(row.scan_id)[index]))
-        titles.append(f"{row.scan_id}\nlabel {row.label}, p = {row.probability:.2f}")
-    return images, titles
+        loudest = own.loc[own["probability"].idxmin() if scan.label else own["probability"].idxmax()]
+        rows.append((int(loudest["index"]), float(loudest["probability"])))
+    return worst.assign(
+        error=np.where(worst["label"] == 1, "false negative", "false positive"),
+        index=np.array([row[0] for row in rows], dtype=np.int64),
+        slice_probability=np.array([row[1] for row in rows], dtype=float),
+    ).reset_index(drop=True)
+
+
+def _first(names: list[str], table: pd.DataFrame) -> pd.DataFrame:
+    return table[[*names, *table.columns.drop(names)]]
