@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,9 @@ class Chapter:
         readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": files.read_json}
         return readers[path.suffix](path)
 
-    @property
+    @cached_property
     def data(self) -> str:
-        """What the run is about: "phantom", or the name of the user's data."""
+        """What the run is about: "phantom", or the name of the user's data. A chapter on other data sets its own."""
         return self.read(DATA_CHAPTER, "cohort.json")["data"]
 
     def path(self, name: str) -> Path:
