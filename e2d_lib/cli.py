@@ -4,8 +4,12 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from e2d_lib import study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARAMS_HELP = "a parameter of preprocess.Params, such as size=256; may be repeated"
 
@@ -72,6 +76,44 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--jobs", type=int, default=-1, help="processes (default: all cores)")
     predict.set_defaults(call=_predict)
 
+    sweep = commands.add_parser(
+        "sweep",
+        help="run the ablations' notebook over a grid of parameters",
+        description="Every cell of the grid is a run of notebook 06_ablations; then all are compared. Resumable.",
+    )
+    sweep.add_argument("grid", nargs="*", metavar="GRID", help="names of shipped grids, or YAML files")
+    sweep.add_argument(
+        "-g",
+        dest="axes",
+        action="append",
+        default=[],
+        metavar="NAME=A,B,C",
+        help="a grid given here: a parameter's values; may be repeated, every combination is a cell",
+    )
+    sweep.add_argument("--profile", default="ablation", help="a profile's name or file (default: ablation)")
+    sweep.add_argument(
+        "--data-root", default="", metavar="DIR", help="CT folder or CSV manifest (default: the phantom)"
+    )
+    sweep.add_argument("--out", default="", metavar="DIR", help="the run's folder (default: results/<profile>)")
+    sweep.add_argument(
+        "-p", dest="assignments", action="append", default=[], metavar="NAME=VALUE", help="a parameter of every cell"
+    )
+    sweep.add_argument("--jobs", type=int, default=-1, help="cells at a time (default: one a core; a GPU wants 1)")
+    sweep.add_argument("--scheduler", default=None, metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
+    sweep.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
+    sweep.add_argument("--dry-run", action="store_true", help="say which cells would run, and stop")
+    sweep.set_defaults(call=_sweep)
+
+    compare = commands.add_parser(
+        "compare",
+        help="put any runs of the ablations' notebook into one table and figure",
+        description="Finds every result below the folders; paired tests against the baseline, Holm-corrected.",
+    )
+    compare.add_argument("folders", nargs="+", metavar="DIR", help="sweeps, cells, or whole runs")
+    compare.add_argument("--out", default=".", metavar="DIR", help="where comparison.csv and .png go (default: here)")
+    compare.add_argument("--baseline", default="", metavar="CELL", help="what the others are compared with")
+    compare.set_defaults(call=_compare)
+
     show = commands.add_parser("parameters", help="list each chapter's parameters with their defaults")
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     show.set_defaults(call=_parameters)
@@ -130,6 +172,42 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
     files.write_csv(arguments.out, table)
     print(f"{table['prediction'].notna().sum()} of {len(table)} scans scored: {arguments.out}")
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from e2d_lib import sweep
+
+    grids = [sweep.load_grid(name, arguments.notebooks) for name in arguments.grid]
+    grids += [sweep.parse_grid(arguments.axes)] if arguments.axes else []
+    if not grids:
+        raise study.StudyError("give a grid: a shipped one's name, a YAML file, or -g name=a,b,c")
+    for grid in grids:
+        table = sweep.run(
+            grid,
+            profile=arguments.profile,
+            data_root=arguments.data_root,
+            out=arguments.out,
+            assignments=arguments.assignments,
+            folder=arguments.notebooks,
+            n_jobs=arguments.jobs,
+            scheduler=arguments.scheduler,
+            dry_run=arguments.dry_run,
+            say=lambda line: print(line, flush=True),
+        )
+        _show(table)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from e2d_lib import sweep
+
+    _show(sweep.compare(arguments.folders, arguments.out, baseline=arguments.baseline))
+
+
+def _show(comparison: "pd.DataFrame") -> None:
+    """The comparison as a terminal shows it; the file has every column."""
+    columns = ["cell", "metric", "value", "low", "high", "seed_sd", "redraw_sd", "difference", "p_holm"]
+    if len(comparison):
+        print(comparison[columns].to_string(index=False, float_format="{:.3f}".format, na_rep=""))
 
 
 def _parameters(arguments: argparse.Namespace) -> None:

@@ -420,16 +420,22 @@ def run(
                 bar.update()
         with _writing(folder):
             _consolidate(cohort, rows, folder)
-    result = load(out_dir, params)
+        result = load(out_dir, params)
     if (result.scans["status"] == "excluded").all():
         reason, count = Counter(result.scans["reason"]).most_common(1)[0]
         raise PreprocessError(f"all {len(rows)} scans are excluded, {count} of them as: {reason}")
     return result
 
 
-def load(out_dir: str | Path, params: Params = DEFAULT) -> Preprocessed:
-    """What ``run`` wrote for these parameters; raises PreprocessError where it is not there or not finished."""
+def load(out_dir: str | Path, params: Params = DEFAULT, *, wait: bool = False) -> Preprocessed:
+    """What ``run`` wrote for these parameters; raises PreprocessError where it is not there or not finished.
+
+    wait: where a run is writing to this cache, wait for its end.
+    """
     folder = Path(out_dir) / params.key
+    if wait:
+        with contextlib.suppress(OSError), open(folder / ".lock") as lock:  # OSError: no run, or no locks here
+            fcntl.flock(lock, fcntl.LOCK_SH)
     if not (folder / "scans.parquet").is_file():
         state = "unfinished" if folder.is_dir() else "missing"
         raise PreprocessError(

@@ -621,13 +621,15 @@ class TestFailures:
 
     def test_waiting_for_the_run_before(self, tmp_path, data):
         pre = run(cohort_of(data), tmp_path / "out", SMALL, n_jobs=1)
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(2) as pool:
             with open(pre.folder / ".lock", "w") as held:
                 fcntl.flock(held, fcntl.LOCK_EX)
                 waiting = pool.submit(run, cohort_of(data), tmp_path / "out", SMALL, n_jobs=1, wait=True)
                 with pytest.raises(TimeoutError):
                     waiting.result(timeout=0.5)
+                reading = pool.submit(load, tmp_path / "out", SMALL, wait=True)
             assert len(waiting.result(timeout=60).scans) == len(pre.scans)
+            assert len(reading.result(timeout=60).scans) == len(pre.scans)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
