@@ -2,8 +2,8 @@
 
 Slices with similar lung areas show similar things. KDS estimates the density of the areas inside the window,
 cuts their range into intervals of equal probability, and draws some slices from each, so that the sample covers
-the whole range: :func:`density` -> :func:`edges` -> :func:`quotas` -> :func:`sample`. Beside it the two samplers
-that the paper compares it with. Source: method.md §4; arXiv:2404.01643, section on KDS.
+the whole range: :func:`density` -> :func:`edges` -> :func:`quotas` -> :func:`strata` -> :func:`sample`. Beside it the
+two samplers that the paper compares it with. Source: method.md §4; arXiv:2404.01643, section on KDS.
 """
 
 import operator
@@ -83,22 +83,51 @@ def sample(
         return np.arange(n_samples, dtype=np.int64) * n // n_samples
     if n < n_samples and variant == "released":
         return np.sort(rng.choice(n, n_samples) if n > 1 else np.zeros(n_samples)).astype(np.int64)
-    if method == "random" or areas.min() == areas.max():
-        return np.sort(rng.choice(n, min(n, n_samples), replace=False)).astype(np.int64)
+    drawn = [
+        rng.choice(slices, quota, replace=False) if len(slices) >= quota else slices
+        for slices, quota in strata(areas, n_samples, n_intervals, method, variant)
+    ]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
 
+
+def strata(
+    areas: ArrayLike,
+    n_samples: int = 8,
+    n_intervals: int = 4,
+    method: Method = "kds",
+    variant: Variant = "corrected",
+) -> list[tuple[NDArray[np.int64], int]]:
+    """What :func:`sample` draws from: groups of slices, and how many are drawn of each, without replacement.
+
+    :param areas: (n,) as :func:`sample` takes them; so are the other arguments.
+    :returns: for each interval (slices, quota): (m,) int64 indices into ``areas``, and how many of them are drawn, all
+        m where the quota is larger. "released" has a slice's place taken by the first one of equal area, so an index
+        can be there repeatedly. "random", and slices of one and the same area, are one group.
+    :raises ValueError: as :func:`sample`; and for a window that is not divided: no slices, or, except for "paper",
+        fewer than n_samples.
+
+    >>> [(slices.tolist(), quota) for slices, quota in strata([0, 1, 2, 10, 9], 3, 2, "systematic")]
+    [([0, 1, 2], 2), ([3, 4], 1)]
+    """
+    areas = checked_areas(areas)
+    _choice("method", method, Method)
+    _choice("variant", variant, Variant)
+    n_samples, n_intervals = _count("n_samples", n_samples), _count("n_intervals", n_intervals)
+    n = len(areas)
+    if n == 0 or (n < n_samples and variant != "paper"):
+        raise ValueError(f"a window of {n} slices is not divided into intervals to draw {n_samples} samples")
+    if method == "random" or areas.min() == areas.max():
+        return [(np.arange(n), min(n, n_samples))]
     if variant == "corrected":
         n_intervals = min(n_intervals, n_samples)
     interval = _intervals(areas, edges(areas, n_intervals, method), closed=variant != "released")
     counts = np.bincount(interval[interval >= 0], minlength=n_intervals)
-    drawn = []
-    for i, quota in enumerate(quotas(counts, n_samples, variant)):
-        slices = np.flatnonzero(interval == i)
-        drawn.append(rng.choice(slices, quota, replace=False) if len(slices) >= quota else slices)
-    indices = np.concatenate(drawn)
+    returned = np.arange(n)
     if variant == "released":
         _, first, inverse = np.unique(areas, return_index=True, return_inverse=True)
-        indices = first[inverse[indices]]
-    return np.sort(indices).astype(np.int64)
+        returned = first[inverse]
+    shares = quotas(counts, n_samples, variant).tolist()
+    return [(returned[interval == i], quota) for i, quota in enumerate(shares)]
 
 
 def density(areas: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -134,14 +163,15 @@ def edges(areas: ArrayLike, n_intervals: int = 4, method: Method = "kds") -> NDA
         return np.linspace(areas.min(), areas.max(), n_intervals + 1)
     if method != "kds":
         raise ValueError(f"method is {method!r}; edges are those of 'kds' or 'systematic'")
-    return np.array(_kds_edges(checked_areas(areas).astype(np.float64).tobytes(), n_intervals))
+    grid, cdf = _cdf(checked_areas(areas).astype(np.float64).tobytes())
+    return np.interp(np.linspace(0, 1, n_intervals + 1), cdf, grid)
 
 
 @lru_cache(maxsize=4096)
-def _kds_edges(areas: bytes, n_intervals: int) -> tuple[float, ...]:
+def _cdf(areas: bytes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     # Kept for as many scans as a cohort has: training draws from the same windows in every epoch.
     grid, _, cdf = density(np.frombuffer(areas))
-    return tuple(np.interp(np.linspace(0, 1, n_intervals + 1), cdf, grid).tolist())
+    return grid, cdf
 
 
 def quotas(counts: ArrayLike, n_samples: int = 8, variant: Variant = "corrected") -> NDArray[np.int64]:
