@@ -7,7 +7,7 @@ given in ``also``.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from e2d_lib import preprocess
 from e2d_lib.audit_checks import CHECKS, CheckFunction, Effect, Inputs
 from e2d_lib.preprocess import Preprocessed
 
@@ -115,6 +116,16 @@ def register(
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": "boolean"})
+
+
+def areas_on_crop(cohort: pd.DataFrame, done: Preprocessed) -> Preprocessed | None:
+    """``cropped`` for `register`: the cohort preprocessed as ``done``, into the same cache, but areas on the crop.
+
+    None where there is no crop to measure them on.
+    """
+    if not done.params.crop:
+        return None
+    return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
 
 
 def effects_table(checks: Sequence[Check]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
 
 from e2d_lib import kds
 from e2d_lib.ssfl import checked_areas
@@ -259,6 +260,7 @@ def _hit(groups: list[tuple[NDArray[np.int64], int]], wanted: NDArray[np.bool_])
 # Many windows ------------------------------------------------------------------------------------------------------
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # densities of some hundred points: threads only cost time
 def quality(
     windows: Mapping[str, ArrayLike],
     settings: Iterable[Mapping[str, Any]],

@@ -175,3 +175,22 @@ def test_run_trains_once_and_scores_every_scan_every_time(tmp_path):
     largest = ablation.run(setting.but(aggregation="max"), cohort, seeds=[0, 1], **how).scores
     assert (largest["probability"] >= first.scores["probability"] - 1e-12).all()
     assert (largest["probability"] > first.scores["probability"]).any()
+
+
+def test_a_sweep_in_words(tmp_path):
+    table = pd.DataFrame(
+        {
+            "cell": ["a", "b", "c"],
+            "metric": "roc_auc",
+            "difference": [np.nan, -0.2, 0.1],
+            "difference_low": [np.nan, -0.3, -0.1],
+            "difference_high": [np.nan, -0.1, 0.3],
+            "p_holm": [np.nan, 0.01, 0.6],
+        }
+    )
+    (line,) = ablation.in_words("window", table)
+    assert line.startswith("- window: of 2 settings") and line.endswith("b -0.200 (-0.300 to -0.100)")
+    assert ablation.in_words("window", table.iloc[[0, 2]])[0].endswith("none differs from the baseline")
+    (tmp_path / "window").mkdir()
+    table.to_csv(tmp_path / "window" / "comparison.csv")
+    assert list(ablation.finished(tmp_path)) == ["window"]
