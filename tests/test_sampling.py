@@ -112,6 +112,7 @@ class TestDraws:
 
 
 class TestDistances:
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the p-value that scipy computes beside the distance
     @hypothesis_settings(max_examples=150, deadline=None, derandomize=True)
     @given(
         st.one_of(st.lists(st.integers(0, 40_000), min_size=1, max_size=50), st.lists(st.integers(0, 4), min_size=1)),
