@@ -227,7 +227,7 @@ def compare(
             rows.append(row)
     columns = ["cell", *varied.columns, "metric", "value", "low", "high", "seed_sd", "redraw_sd", "score_sd", "n"]
     columns += ["baseline", "difference", "difference_low", "difference_high", "p_value"]
-    table = pd.DataFrame(rows).reindex(columns=columns)
+    table = pd.DataFrame(rows).reindex(columns=columns).astype({"n": int})
     table["p_holm"] = table.groupby("metric")["p_value"].transform(lambda p: metrics.adjust(p))
     return table
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from e2d_lib import cli, files, study
+from e2d_lib import cli, files, preprocess, study
 from tests.conftest import ROOT
 
 
@@ -18,6 +18,10 @@ class Results:
 
     def table(self, chapter: str, name: str) -> pd.DataFrame:
         return pd.read_csv(self.dir / chapter / "tables" / f"{name}.csv", keep_default_na=False, na_values=["nan"])
+
+    def scans(self) -> pd.DataFrame:
+        made = files.read_json(self.dir / "02_ssflpp_preprocessing" / "preprocessed.json")
+        return preprocess.load(made["cache"], preprocess.Params(**made["params"])).scans
 
 
 @pytest.fixture(scope="session")

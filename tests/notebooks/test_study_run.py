@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from e2d_lib import cli, files
+from e2d_lib import cli, files, preprocess
 from tests.conftest import ROOT
 from tests.notebooks.conftest import Results
 
@@ -99,6 +99,29 @@ def test_05_reports_the_scores_that_its_predictions_give(ci_run):
     assert auc["ci95"][0] <= auc["value"] <= auc["ci95"][1] and auc["n"] == len(scores)
 
 
+def test_06_compares_the_scores_that_it_saved(ci_run):
+    scores = pd.read_parquet(ci_run.dir / "06_ablations" / "scores.parquet")
+    first = scores[scores["draw"] == 0]
+    table = ci_run.table("06_ablations", "comparison").set_index(["cell", "metric"])
+    auc = table.loc[("as set", "roc_auc"), "value"]
+    assert auc == pytest.approx(roc_auc_score(first["label"], first["probability"]))
+    # the same training as chapter 4's, found and not repeated; and one more for the variation
+    assert len(list((ci_run.dir / "04_training" / "runs").iterdir())) == len(ci_run.table("04_training", "runs")) + 1
+    other = table.loc[("method = random", "roc_auc")]
+    assert other["value"] - auc == pytest.approx(float(other["difference"])) and other["baseline"] == "as set"
+
+
+def test_06_measures_random_sampling_as_theory_has_it(ci_run):
+    """A simple random sample of 8 has no bias, and its mean varies by sd sqrt((1/8 - 1/n) n / (n - 1))."""
+    table = ci_run.table("06_ablations", "sampler_quality")
+    random = table[(table["method"] == "random") & (table["n_samples"] == 8)].set_index("measure")["value"]
+    scans = ci_run.scans()
+    n = (scans["stop"] - scans["start"])[scans["status"] != "excluded"]
+    sd = np.sqrt(np.maximum(1 / 8 - 1 / n, 0) * n / (n - 1))
+    assert random["mean_area_sd"] == pytest.approx(sd.mean(), rel=1e-6)
+    assert random["mean_area_bias"] == pytest.approx(0, abs=1e-9)
+
+
 @pytest.mark.shared
 def test_real_ct_goes_through_exploration_preprocessing_and_reduction(shared, tmp_path, monkeypatch, capsys):
     """DICOM slices and a NIfTI volume from a manifest; the crops must average to what the golden values say."""
@@ -112,14 +135,15 @@ def test_real_ct_goes_through_exploration_preprocessing_and_reduction(shared, tm
     out = tmp_path / "real"
     arguments = ["run", "--profile", "ci", "--data-root", str(tmp_path / "manifest.csv"), "--out", str(out), "--quiet"]
     assert cli.main([*arguments, "-p", "min_slices=1"]) == 0
-    assert capsys.readouterr().out.count("not applicable") == 2  # training and evaluation: there are no labels
+    assert capsys.readouterr().out.count("not applicable") == 3  # training, evaluation, ablations: no labels
     golden = pd.concat([dicom, nifti])
     delta = 1 - (golden["row1"] - golden["row0"]) * (golden["col1"] - golden["col0"]) / (
         golden["height"] * golden["width"]
     )
     headline = Results(out).headline("03_reduction_statistics")
     assert headline["area_delta"]["value"] == pytest.approx(delta.mean(), abs=1e-12)
-    slices = pd.read_parquet(next((out / "02_ssflpp_preprocessing" / "cache").glob("*/slices.parquet")))
+    made = files.read_json(out / "02_ssflpp_preprocessing" / "preprocessed.json")
+    slices = preprocess.load(made["cache"], preprocess.Params(**made["params"])).slices
     columns = ["row0", "row1", "col0", "col1"]
     np.testing.assert_array_equal(slices[columns], golden[columns])
     np.testing.assert_array_equal(slices["area"], golden["lung_area_full"])
