@@ -583,7 +583,8 @@ def ablation(table: pd.DataFrame) -> Figure:
         axis.set(xlabel=f"{names.get(metric, metric)}, 95 % interval", ylim=(-0.6, len(cells) - 0.4))
         axis.grid(axis="x", color="0.92")
     axes[0][0].set_yticks(np.arange(len(cells)), cells, fontsize=8)
-    figure.suptitle("blue: baseline; filled: differs from it, p < 0.05 after Holm's correction", fontsize=8, y=1.0, va="bottom")
+    note = "blue: baseline; filled: differs from it, p < 0.05 after Holm's correction"
+    figure.suptitle(note, fontsize=8, y=1.0, va="bottom")
     return figure
 
 
