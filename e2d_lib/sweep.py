@@ -134,8 +134,9 @@ def run(
     """
     chapters = study.notebooks(folder)
     given = {"run_dir": out or study.default_out(profile, data_root), **({"data_root": data_root} if data_root else {})}
-    layers = [(f"profile {profile}", study.load_profile(profile, folder)), ("-p", study.parse_assignments(assignments))]
-    layers += [("arguments", {"all": given}), (f"grid {grid.name}: base", {NOTEBOOK: grid.base})]
+    layers = [(f"profile {profile}", study.load_profile(profile, folder))]
+    layers += [(f"grid {grid.name}: base", {NOTEBOOK: grid.base})]  # the command line goes before it, cells before both
+    layers += [("-p", study.parse_assignments(assignments)), ("arguments", {"all": given})]
     run_dir = resolve(given["run_dir"])
     runs = {}
     for name, values in grid.cells.items():

@@ -145,6 +145,13 @@ def test_wrong_sweeps_are_told_before_anything_runs(project, capsys, arguments, 
 
 
 @pytest.mark.notebook
+def test_the_command_line_goes_before_the_grid_s_base_and_cells_before_both(project):
+    Path("one.yaml").write_text("base: {scale: 7, bad: 9}\ncells: {a: {}, b: {scale: 3}}\n")
+    assert e2d("one.yaml", "-p", "scale=5") == 0
+    assert ran() == ["3", "5"]
+
+
+@pytest.mark.notebook
 @pytest.mark.slow
 def test_dask_gives_the_same_scores(project):
     distributed = pytest.importorskip("distributed")
