@@ -30,6 +30,6 @@ lint: $(READY)  ## ruff and nbstripout, over .py and .ipynb
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml, keeping what still fits
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header pyproject.toml -o requirements.lock
 
 .PHONY: help env study test lab lint lock
