@@ -71,10 +71,7 @@ def sample(
     >>> len(set(sample(range(100), rng=0).tolist()))
     8
     """
-    areas = checked_areas(areas)
-    _choice("method", method, Method)
-    _choice("variant", variant, Variant)
-    n_samples, n_intervals = _count("n_samples", n_samples), _count("n_intervals", n_intervals)
+    areas, n_samples, n_intervals = _checked(areas, n_samples, n_intervals, method, variant)
     rng = _generator(rng)
     n = len(areas)
     if n == 0 and variant != "released":
@@ -85,7 +82,7 @@ def sample(
         return np.sort(rng.choice(n, n_samples) if n > 1 else np.zeros(n_samples)).astype(np.int64)
     drawn = [
         rng.choice(slices, quota, replace=False) if len(slices) >= quota else slices
-        for slices, quota in strata(areas, n_samples, n_intervals, method, variant)
+        for slices, quota in _strata(areas, n_samples, n_intervals, method, variant)
     ]
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
@@ -109,13 +106,17 @@ def strata(
     >>> [(slices.tolist(), quota) for slices, quota in strata([0, 1, 2, 10, 9], 3, 2, "systematic")]
     [([0, 1, 2], 2), ([3, 4], 1)]
     """
-    areas = checked_areas(areas)
-    _choice("method", method, Method)
-    _choice("variant", variant, Variant)
-    n_samples, n_intervals = _count("n_samples", n_samples), _count("n_intervals", n_intervals)
+    areas, n_samples, n_intervals = _checked(areas, n_samples, n_intervals, method, variant)
     n = len(areas)
     if n == 0 or (n < n_samples and variant != "paper"):
         raise ValueError(f"a window of {n} slices is not divided into intervals to draw {n_samples} samples")
+    return _strata(areas, n_samples, n_intervals, method, variant)
+
+
+def _strata(
+    areas: NDArray[Any], n_samples: int, n_intervals: int, method: Method, variant: Variant
+) -> list[tuple[NDArray[np.int64], int]]:
+    n = len(areas)
     if method == "random" or areas.min() == areas.max():
         return [(np.arange(n), min(n, n_samples))]
     if variant == "corrected":
@@ -211,6 +212,15 @@ def _intervals(areas: NDArray[Any], bounds: NDArray[np.float64], *, closed: bool
     """(n,) the interval [bounds[i], bounds[i+1]) each area is in; the last one holds its end if closed, else -1."""
     interval = np.searchsorted(bounds[1:-1], areas, side="right")
     return interval if closed else np.where(areas < bounds[-1], interval, -1)
+
+
+def _checked(
+    areas: ArrayLike, n_samples: int, n_intervals: int, method: str, variant: str
+) -> tuple[NDArray[Any], int, int]:
+    areas = checked_areas(areas)
+    _choice("method", method, Method)
+    _choice("variant", variant, Variant)
+    return areas, _count("n_samples", n_samples), _count("n_intervals", n_intervals)
 
 
 def _choice(name: str, value: Any, choices: Any) -> None:
