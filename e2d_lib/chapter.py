@@ -221,9 +221,7 @@ class Chapter:
         if self.data == "phantom" and not of_published:
             figure.text(0.995, -0.005, "phantom data", ha="right", va="top", fontsize=7, color="0.45")
         path = self.dir / "figures" / f"{name}.png"
-        with files.replacing(path) as tmp:
-            # no Software or date entry: the same figure gives the same bytes
-            figure.savefig(tmp, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        files.write_figure(path, figure)
         _close(figure)
         return Image(data=path.read_bytes())
 

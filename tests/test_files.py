@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from e2d_lib import files
 
@@ -42,3 +43,19 @@ def test_tables_and_arrays_come_back_equal(tmp_path):
 @pytest.mark.parametrize("other", [{"a": 2}, {"b": 1}, {"a": "1"}, [["a", 1]]])
 def test_digest_tells_values_apart(other):
     assert files.digest({"a": 1}) != files.digest(other)
+
+
+def test_a_figure_is_small_and_the_same_twice(tmp_path, rng):
+    from matplotlib.figure import Figure
+
+    grey = rng.integers(0, 256, (64, 64))
+    figure = Figure(figsize=(3, 3))
+    figure.subplots().imshow(grey, cmap="gray", interpolation="nearest")
+    for name in ("a.png", "b.png"):
+        files.write_figure(tmp_path / name, figure)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    figure.savefig(tmp_path / "all.png", dpi=110, bbox_inches="tight")
+    with Image.open(tmp_path / "a.png") as few, Image.open(tmp_path / "all.png") as whole:
+        difference = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(whole.convert("RGB"), int))
+    assert difference.max() <= 8  # of 255
+    assert (tmp_path / "a.png").stat().st_size < 0.7 * (tmp_path / "all.png").stat().st_size
