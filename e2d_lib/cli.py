@@ -11,8 +11,6 @@ from e2d_lib import study
 if TYPE_CHECKING:
     import pandas as pd
 
-PARAMS_HELP = "a parameter of preprocess.Params, such as size=256; may be repeated"
-
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="e2d", description="The SSFL++ / KDS / E2D study: run its chapters.")
@@ -23,23 +21,11 @@ def parser() -> argparse.ArgumentParser:
         help="run the chapters, each one unless it is up to date",
         description="Run the study's notebooks in order into results/<name>/; what is unchanged is not run again.",
     )
-    run.add_argument("--profile", default="demo", help="demo, ci, paper, or a YAML file of yours (default: demo)")
-    run.add_argument("--data-root", default="", metavar="DIR", help="CT folder or CSV manifest (default: the phantom)")
-    run.add_argument("--out", default="", metavar="DIR", help="the run's folder (default: results/<profile>)")
+    _study_options(run, "demo", "a parameter for every chapter that takes it, or CHAPTER.NAME=VALUE for one")
     run.add_argument("--only", default="", metavar="LIST", help="chapters, such as 02,03 (default: all)")
-    run.add_argument(
-        "-p",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter for every chapter that takes it, or CHAPTER.NAME=VALUE for one; may be repeated",
-    )
-    run.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     run.add_argument(
         "--fresh", action="store_true", help="run also what is up to date, each chapter from an empty folder"
     )
-    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(call=_run)
 
@@ -50,11 +36,8 @@ def parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("data_root", metavar="DATA", help="CT folder or CSV manifest")
     prepare.add_argument("out", metavar="OUT", help="the cache's folder")
-    prepare.add_argument("-p", dest="assignments", action="append", default=[], metavar="NAME=VALUE", help=PARAMS_HELP)
-    prepare.add_argument("--jobs", type=int, default=-1, help="processes (default: all cores)")
-    prepare.add_argument(
-        "--scheduler", default=None, metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786"
-    )
+    _assignments(prepare, "a parameter of preprocess.Params, such as size=256")
+    _workers(prepare, "processes (default: all cores)")
     prepare.set_defaults(call=_preprocess)
 
     predict = commands.add_parser(
@@ -90,18 +73,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=A,B,C",
         help="a grid given here: a parameter's values; may be repeated, every combination is a cell",
     )
-    sweep.add_argument("--profile", default="ablation", help="a profile's name or file (default: ablation)")
-    sweep.add_argument(
-        "--data-root", default="", metavar="DIR", help="CT folder or CSV manifest (default: the phantom)"
-    )
-    sweep.add_argument("--out", default="", metavar="DIR", help="the run's folder (default: results/<profile>)")
-    sweep.add_argument(
-        "-p", dest="assignments", action="append", default=[], metavar="NAME=VALUE", help="a parameter of every cell"
-    )
-    sweep.add_argument("--jobs", type=int, default=-1, help="cells at a time (default: one a core; a GPU wants 1)")
-    sweep.add_argument("--scheduler", default=None, metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
-    sweep.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
-    sweep.add_argument("--dry-run", action="store_true", help="say which cells would run, and stop")
+    _study_options(sweep, "ablation", "a parameter of every cell")
+    _workers(sweep, "cells at a time (default: one a core; a GPU wants 1)")
     sweep.set_defaults(call=_sweep)
 
     compare = commands.add_parser(
@@ -118,6 +91,33 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     show.set_defaults(call=_parameters)
     return top
+
+
+def _assignments(command: argparse.ArgumentParser, meaning: str) -> None:
+    command.add_argument(
+        "-p", dest="assignments", action="append", default=[], metavar="NAME=VALUE", help=f"{meaning}; may be repeated"
+    )
+
+
+def _study_options(command: argparse.ArgumentParser, profile: str, meaning: str) -> None:
+    """What the commands that run chapters share."""
+    command.add_argument(
+        "--profile", default=profile, help=f"a shipped one's name, or a YAML file (default: {profile})"
+    )
+    command.add_argument(
+        "--data-root", default="", metavar="DIR", help="CT folder or CSV manifest (default: the phantom)"
+    )
+    command.add_argument("--out", default="", metavar="DIR", help="the run's folder (default: results/<profile>)")
+    _assignments(command, meaning)
+    command.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
+    command.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+
+
+def _workers(command: argparse.ArgumentParser, meaning: str) -> None:
+    command.add_argument("--jobs", type=int, default=-1, help=meaning)
+    command.add_argument(
+        "--scheduler", default=None, metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.call(arguments)
     except ValueError as error:  # the library's own errors, one line each, are ValueErrors
-        print(f"e2d: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"e2d: {study.one_line(error)}", file=sys.stderr)
         return 2
     except study.ChapterFailed as error:
         print(f"e2d: {error}", file=sys.stderr)

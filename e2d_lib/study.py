@@ -91,20 +91,26 @@ def declared_parameters(path: Path) -> dict[str, Parameter]:
     return found
 
 
-def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[str, dict[str, Any]]:
-    """A profile by name (``profiles/<name>.yaml`` beside the notebooks) or by path."""
-    path = Path(profile).expanduser()
+def load_yaml(kind: str, source: str | Path, folder: str | Path = "notebooks") -> tuple[Path, Any]:
+    """A YAML file's path and content: a shipped one by name (``<kind>s/`` beside the notebooks), or any by path."""
+    path = Path(source).expanduser()
     if path.suffix not in (".yaml", ".yml"):
-        path = resolve(folder) / "profiles" / f"{profile}.yaml"
+        path = resolve(folder) / f"{kind}s" / f"{source}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in (resolve(folder) / "profiles").glob("*.yaml"))
+        known = sorted(p.stem for p in (resolve(folder) / f"{kind}s").glob("*.yaml"))
         raise StudyError(
-            f"no profile {str(profile)!r}: the shipped ones are {', '.join(known)}; or give a path to a YAML file"
+            f"no {kind} {str(source)!r}: the shipped ones are {', '.join(known)}; or give a path to a YAML file"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return path, yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise StudyError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise StudyError(f"{path}: not YAML: {one_line(error)}") from None
+
+
+def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[str, dict[str, Any]]:
+    """A profile by name (``profiles/<name>.yaml`` beside the notebooks) or by path."""
+    path, content = load_yaml("profile", profile, folder)
+    content = content or {}
     if not isinstance(content, dict) or not all(
         isinstance(value, dict) for key, value in content.items() if key != "description"
     ):
@@ -279,9 +285,9 @@ class Run:
                     running.replace(bad)
                     raise ChapterFailed(
                         f"{notebook.name} failed in cell {error.cell_index + 1}, [{error.exec_count}]: "
-                        f"{error.ename}: {_one_line(error.evalue)}; executed copy: {bad.as_posix()}"
+                        f"{error.ename}: {one_line(error.evalue)}; executed copy: {bad.as_posix()}"
                     ) from None
-                status, reason = "not applicable", _one_line(error.evalue)
+                status, reason = "not applicable", one_line(error.evalue)
         bad.unlink(missing_ok=True)
         _tidy(running)
         running.replace(good)
@@ -343,10 +349,7 @@ def run(
     """
     chapters = notebooks(folder)
     layers = [(f"profile {profile}", load_profile(profile, folder)), ("-p", parse_assignments(assignments))]
-    given = {
-        "run_dir": out or default_out(profile, data_root),
-        **({"data_root": data_root} if data_root else {}),
-    }
+    given = given_parameters(profile, data_root, out)
     parameters = plan(chapters, *layers, ("arguments", {"all": given}))
     chosen = _chosen(chapters, only)
     _check_data(parameters)
@@ -375,9 +378,11 @@ def _state(done: Mapping[str, Any]) -> str:
     return f"{done['seconds']:.0f} s" if done["status"] == "done" else f"{done['status']}: {done['reason']}"
 
 
-def default_out(profile: str, data_root: str) -> str:
+def given_parameters(profile: str, data_root: str, out: str) -> dict[str, str]:
+    """The parameters that the commands' own options give, for every chapter that takes them."""
     stem = Path(profile).stem
-    return f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
+    default = f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
+    return {"run_dir": out or default, **({"data_root": data_root} if data_root else {})}
 
 
 def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -389,7 +394,7 @@ def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             read_cohort(resolve(data_root))
         except CohortError as error:
-            raise StudyError(_one_line(str(error))) from None
+            raise StudyError(one_line(error)) from None
 
 
 def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
@@ -403,8 +408,8 @@ def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
     return [notebook for notebook in chapters if not wanted or notebook.name in wanted]
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ the cells, ``comparison.csv`` and ``comparison.png``. What is up to date is not 
 """
 
 import functools
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from joblib import effective_n_jobs
 from sklearn.model_selection import ParameterGrid
 
 from e2d_lib import files, parallel, progress, study
@@ -60,16 +60,7 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 def load_grid(source: str | Path, folder: str | Path = "notebooks") -> Grid:
     """A grid by name (``grids/<name>.yaml`` beside the notebooks) or by path. Raises StudyError."""
-    path = Path(source).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        path = resolve(folder) / "grids" / f"{source}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in (resolve(folder) / "grids").glob("*.yaml"))
-        raise study.StudyError(f"no grid {str(source)!r}: the shipped ones are {', '.join(known)}; or give a YAML file")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise study.StudyError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    path, content = study.load_yaml("grid", source, folder)
     return _grid(path.stem, content, str(path))
 
 
@@ -133,7 +124,7 @@ def run(
     Raises StudyError for a wrong grid before anything runs, and ChapterFailed, naming them, when cells failed.
     """
     chapters = study.notebooks(folder)
-    given = {"run_dir": out or study.default_out(profile, data_root), **({"data_root": data_root} if data_root else {})}
+    given = study.given_parameters(profile, data_root, out)
     layers = [(f"profile {profile}", study.load_profile(profile, folder))]
     layers += [(f"grid {grid.name}: base", {NOTEBOOK: grid.base})]  # the command line goes before it, cells before both
     layers += [("-p", study.parse_assignments(assignments)), ("arguments", {"all": given})]
@@ -149,7 +140,7 @@ def run(
         data_root=data_root,
         out=out,
         only=NEEDED,
-        assignments=[a for a in assignments if _takes(chapters, a)],
+        assignments=assignments,
         folder=folder,
         dry_run=dry_run,
         progress=False,
@@ -164,7 +155,8 @@ def run(
     task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir))
     items = [(name, runs[name].parameters) for name in todo]
     failed = {}
-    done = parallel.unordered(task, items, n_jobs=min(_cores(n_jobs), max(1, len(todo))), scheduler=scheduler, alone=0)
+    n_jobs = min(effective_n_jobs(n_jobs), max(1, len(todo)))  # each process has its share of the cores
+    done = parallel.unordered(task, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
             if error:
@@ -198,8 +190,7 @@ def compare(
     results = ablation.find(list(folders))
     table = ablation.compare(results, baseline, against=against, rng=np.random.default_rng(seed), n_boot=n_boot)
     files.write_csv(Path(out) / "comparison.csv", table)
-    with files.replacing(Path(out) / "comparison.png") as tmp:
-        plots.ablation(table).savefig(tmp, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    files.write_figure(Path(out) / "comparison.png", plots.ablation(table))
     return table
 
 
@@ -215,15 +206,3 @@ def _cell(item: tuple[str, dict[str, dict[str, Any]]], *, folder: str, run_dir: 
     except study.ChapterFailed as error:
         return name, f"{name}: {error}"
     return name, "" if done["status"] == "done" else f"{name}: {done['reason']}"
-
-
-def _takes(chapters: Iterable[study.Notebook], assignment: str) -> bool:
-    """Whether a chapter that is run first takes the parameter; the others are the cells' alone."""
-    name = assignment.partition("=")[0].rpartition(".")[2]
-    return any(name in chapter.parameters for chapter in chapters if chapter.name[:2] in NEEDED)
-
-
-def _cores(n_jobs: int) -> int:
-    return (
-        n_jobs if n_jobs > 0 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
