@@ -98,7 +98,10 @@ def write_figure(path: str | Path, figure: "Figure") -> None:
     with io.BytesIO() as buffer, replacing(path) as tmp:
         figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
         image = Image.open(buffer).convert("RGB")
-        image.quantize(256, dither=Image.Dither.NONE).save(tmp, format="png", optimize=True)
+        # not the default method, the median cut: it spends its colours on the greys and leaves bands in a heat map
+        image.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            tmp, format="png", optimize=True
+        )
 
 
 def digest(value: Any, *, length: int = 12) -> str:

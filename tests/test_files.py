@@ -45,17 +45,20 @@ def test_digest_tells_values_apart(other):
     assert files.digest({"a": 1}) != files.digest(other)
 
 
-def test_a_figure_is_small_and_the_same_twice(tmp_path, rng):
+def test_a_figure_is_small_true_to_its_colours_and_the_same_twice(tmp_path, rng):
     from matplotlib.figure import Figure
 
     grey = rng.integers(0, 256, (64, 64))
-    figure = Figure(figsize=(3, 3))
-    figure.subplots().imshow(grey, cmap="gray", interpolation="nearest")
+    figure = Figure(figsize=(6, 3))
+    for axis, overlaid in zip(figure.subplots(1, 2), (False, True), strict=True):
+        axis.imshow(grey, cmap="gray", interpolation="nearest")
+        if overlaid:  # as Grad-CAM's maps are drawn: a rainbow over greys
+            axis.imshow(np.add.outer(np.arange(64), np.arange(64)), cmap="jet", alpha=0.4)
     for name in ("a.png", "b.png"):
         files.write_figure(tmp_path / name, figure)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     figure.savefig(tmp_path / "all.png", dpi=110, bbox_inches="tight")
     with Image.open(tmp_path / "a.png") as few, Image.open(tmp_path / "all.png") as whole:
         difference = np.abs(np.asarray(few.convert("RGB"), int) - np.asarray(whole.convert("RGB"), int))
-    assert difference.max() <= 8  # of 255
+    assert difference.max() <= 24  # of 255; noise has more hues than a lung
     assert (tmp_path / "a.png").stat().st_size < 0.7 * (tmp_path / "all.png").stat().st_size
