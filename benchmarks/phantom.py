@@ -3,6 +3,7 @@
 python benchmarks/phantom.py speed                       one 512 x 512 x 300 scan on one core
 python benchmarks/phantom.py reduction --scans 200       SSFL++ on a sample of each scan's slices
 python benchmarks/phantom.py intensity --scans 120       AUC of mean intensities as scores
+python benchmarks/phantom.py difficulty --weights FILE   the paper's network on all scans and on a tenth, three seeds
 python benchmarks/phantom.py sheet --out sheet.png --real ../shared/data/tcia-covid-19-ny-sbu
 """
 
@@ -18,7 +19,7 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from e2d_lib import phantom, readers, ssfl
+from e2d_lib import ablation, cohort, metrics, phantom, readers, ssfl
 
 PAPER = {"spatial": 0.4182, "slices": 0.4983, "total": 0.7082}
 """Reductions of the published table's Total row (method.md §6)."""
@@ -115,6 +116,35 @@ def intensity(arguments: argparse.Namespace) -> None:
         print(f"  {what:22} AUC {roc_auc_score(scans['label'], scans[name]):.3f}")
 
 
+def difficulty(arguments: argparse.Namespace) -> None:
+    """Validation AUC of E2D by seed, on all of 280 scans' training part and on a tenth of it. Resumes where it left."""
+    folder = arguments.out
+    options = {"n_scans": 280, "matrix": 128, "slices": (24, 40), "valid": 0.3, "dirt": False, "seed": 2024}
+    phantom.write(folder / "cohort", **options, n_jobs=arguments.jobs)
+    scans = cohort.assign_folds(cohort.read_cohort(folder / "cohort"), n_folds=4)
+    setting = ablation.Setting(
+        preprocessing={"size": arguments.matrix},
+        backbone=arguments.backbone,
+        pretrained=str(arguments.weights) if arguments.weights else False,
+        recipe={"select": "last", "epochs": arguments.epochs, "lr": arguments.lr, "scans_per_step": 8},
+    )
+    print(
+        f"{arguments.backbone} from {arguments.weights or 'scratch'}, {arguments.matrix} px, {arguments.epochs} epochs"
+    )
+    for share in (1.0, 0.1):
+        for seed in arguments.seeds:
+            places = {"cache": folder / "cache", "runs": folder / "runs"}
+            result = ablation.run(setting.but(few_shot=share), scans, **places, seeds=[seed], n_jobs=arguments.jobs)
+            labels, scores = result.scores["label"], result.scores["probability"]
+            auc = metrics.evaluate(labels, scores, rng=np.random.default_rng(0)).set_index("metric").loc["roc_auc"]
+            n = result.runs["train"].iloc[0]
+            print(
+                f"  {share:4.0%} ({n} scans), seed {seed}: AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f}) "
+                f"on {len(labels)} scans",
+                flush=True,
+            )
+
+
 SHEET = (
     # real slice, level (mm in base space), seed, hospital, positive
     ("A002304_19001231-076.dcm", 122, 7, 0, True),
@@ -152,14 +182,19 @@ def _parallel(one: Callable[[int], dict], arguments: argparse.Namespace) -> pd.D
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "reduction", "intensity", "sheet"))
+    parser.add_argument("what", choices=("speed", "reduction", "intensity", "difficulty", "sheet"))
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--first", type=int, default=0, help="the first scan, to do a cohort in parts")
     parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; reduction: measured in each")
-    parser.add_argument("--matrix", type=int, default=512)
+    parser.add_argument("--matrix", type=int, default=512, help="side of a slice; difficulty: of the network's input")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--real", type=Path, help="folder of the real DICOM slices")
-    parser.add_argument("--out", type=Path, default=Path("phantom_sheet.png"))
+    parser.add_argument("--out", type=Path, default=Path("phantom_sheet.png"), help="difficulty: a folder")
+    parser.add_argument("--backbone", default="efficientnet_b3", help="any of timm's")
+    parser.add_argument("--weights", type=Path, help="file of pretrained weights; without, from scratch")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     globals()[arguments.what](arguments)
 

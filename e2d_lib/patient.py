@@ -12,8 +12,10 @@ import numpy as np
 from e2d_lib import anatomy
 from e2d_lib.anatomy import APEX, Level, ramp
 
-LABELS = {"lung": 1, "ggo": 2, "consolidation": 3, "nodule": 4, "atelectasis": 5, "emphysema": 6}
-"""Values of a mask: 0 is outside the lungs, 1 healthy lung, the rest are findings (all inside the lungs)."""
+LABELS = {"lung": 1, "ggo": 2, "consolidation": 3, "nodule": 4, "atelectasis": 5, "emphysema": 6, "pneumonia": 7}
+"""Values of a mask: 0 is outside the lungs, 1 healthy lung, the rest are findings (all inside the lungs).
+
+Pneumonia is that of another cause than COVID-19, ground glass and consolidation alike."""
 
 OUTSIDE_FOV = -2048
 """HU outside the circular field of view."""
@@ -43,7 +45,10 @@ SOURCES = (
 
 
 class Lesion(NamedTuple):
-    """A ragged ball in lung space, mm; ``reach`` (mm) keeps it that near the pleura, 0 leaves it alone."""
+    """A ragged ball in lung space, mm; ``reach`` (mm) keeps it that near the pleura, 0 leaves it alone.
+
+    ``soft``: with the faint edge and the net of thickened septa of ground glass.
+    """
 
     centre: tuple[float, float, float]
     radius: float
@@ -51,6 +56,7 @@ class Lesion(NamedTuple):
     hu: float
     ragged: float
     reach: float = 0.0
+    soft: bool = False
 
 
 class Patient:
@@ -173,9 +179,9 @@ class Patient:
 
     def _draw_covid(self, rng: np.random.Generator) -> list[Lesion]:
         """Ground glass, some with consolidated cores: mostly in both lungs, at the pleura, below, behind."""
-        extent = float(np.clip(rng.lognormal(np.log(0.062), 1.1), 0.008, 0.7))  # of the lungs, about
+        extent = float(np.clip(rng.lognormal(np.log(0.05), 1.2), 0.004, 0.7))  # of the lungs, about
         right = rng.uniform(0.3, 0.7) if rng.random() < 0.85 else float(rng.integers(2))
-        hu, cored = rng.uniform(-560, -320), rng.random() < 0.65
+        hu, cored = rng.uniform(-620, -320), rng.random() < 0.65
         reach = rng.uniform(14, 28) + 50 * extent
         lesions, volume = [], 0.0
         while volume < extent * 3.0e6 and len(lesions) < 120:
@@ -184,7 +190,7 @@ class Patient:
             weight = np.exp(-depth / 7 + 2.6 * below + points[:, 1] / 60)
             centre = tuple(points[rng.choice(32, p=weight / weight.sum())].tolist())
             radius = float(min(rng.lognormal(np.log(17 + 30 * extent), 0.4), 10 + 80 * extent, 55))
-            lesions.append(Lesion(centre, radius, LABELS["ggo"], hu + rng.normal(0, 50), 0.6, reach))
+            lesions.append(Lesion(centre, radius, LABELS["ggo"], hu + rng.normal(0, 50), 0.6, reach, soft=True))
             volume += 1.1 * radius**3
             if cored and rng.random() < 0.4:
                 core = radius * rng.uniform(0.5, 0.9)
@@ -192,10 +198,10 @@ class Patient:
         return sorted(lesions, key=lambda lesion: lesion.kind)  # consolidation over ground glass
 
     def _draw_look_alikes(self, rng: np.random.Generator) -> None:
-        """What else can be seen in a chest: in two thirds of the negatives, in one third of the positives."""
-        kinds = ("nodule", "atelectasis", "emphysema", "motion")
-        shares = np.array([0.22, 0.28, 0.18, 0.14])
-        present = rng.random(4) < shares * (0.5 if self.positive else 1.2)
+        """What else can be seen in a chest: in seven of ten negatives, in four of ten positives."""
+        kinds = ("nodule", "atelectasis", "emphysema", "motion", "pneumonia")
+        shares = np.array([0.22, 0.28, 0.18, 0.14, 0.15])
+        present = rng.random(5) < shares * (0.5 if self.positive else 1.2)
         found = {kind for kind, there in zip(kinds, present, strict=True) if there}
         if "nodule" in found:
             for _ in range(rng.integers(1, 7)):
@@ -212,6 +218,24 @@ class Patient:
             self.emphysema = float(rng.uniform(0.6, 1.4))
         if "motion" in found:
             self.motion = float(rng.uniform(2.5, 6.0))  # mm
+        if "pneumonia" in found:
+            self.lesions += self._draw_pneumonia(rng)
+
+    def _draw_pneumonia(self, rng: np.random.Generator) -> list[Lesion]:
+        """Of another cause: a few patches near each other in one lung, at any depth and height.
+
+        What tells it from COVID-19 is where it is, less how it looks, so some slices and some scans stay ambiguous.
+        """
+        hub = anatomy.sample_lung(("lung_r", "lung_l")[rng.integers(2)], 1, rng)[0][0]
+        soft, dense = [], []
+        for _ in range(rng.integers(1, 6)):
+            centre = tuple((hub + rng.normal(0, 16, 3)).tolist())
+            radius = float(rng.uniform(12, 32))
+            soft.append(Lesion(centre, radius, LABELS["pneumonia"], rng.uniform(-560, -300), 0.6, soft=True))
+            if rng.random() < 0.4:
+                core = radius * rng.uniform(0.4, 0.8)
+                dense.append(Lesion(centre, core, LABELS["pneumonia"], rng.uniform(-150, 30), 0.9))
+        return soft + dense
 
     def _draw_table(self) -> np.ndarray:
         """HU to add to air, (matrix, matrix) float32: the table's top and, by style, mattress and trough."""
@@ -404,10 +428,9 @@ class Patient:
             field = 1 - np.sqrt((gx - x) ** 2 + (gy - y) ** 2 + off**2) / lesion.radius + lesion.ragged * ragged
             if lesion.reach:
                 field -= ramp(depth, lesion.reach * 0.6, lesion.reach * 1.4)
-            soft = lesion.kind == LABELS["ggo"]
-            strength = ramp(field, 0, 0.8 if soft else 0.2)
+            strength = ramp(field, 0, 0.8 if lesion.soft else 0.2)
             # Thickened septa make ground glass a crazy paving.
-            value = lesion.hu + 110 * ramp(-net, -0.3, 0) + 90 * ragged if soft else lesion.hu
+            value = lesion.hu + 110 * ramp(-net, -0.3, 0) + 90 * ragged if lesion.soft else lesion.hu
             # A finding adds to the tissue there; it never thins it.
             tissue[box] += strength * np.maximum(value - tissue[box], 0)
             labels = mask[box]

@@ -20,7 +20,7 @@ from e2d_lib.patient import LABELS, OUTSIDE_FOV, SOURCES, Patient
 
 __all__ = ["DIRT", "LABELS", "OUTSIDE_FOV", "SOURCES", "VERSION", "Patient", "patient", "write"]
 
-VERSION = 1
+VERSION = 2
 """Of the generator: another version means other pixels."""
 
 

@@ -164,9 +164,28 @@ class TestPatient:
         for seed in range(24):
             patient = phantom.patient(seed, matrix=48, n_slices=10)
             masks = np.stack([patient.render(k)[1] for k in range(10)])
-            assert not np.isin(masks, COVID).any()
-            found |= set(filter(None, patient.truth(masks)["findings"].split("+")))
-        assert found == {"nodule", "atelectasis", "emphysema", "motion"}
+            truth = patient.truth(masks)
+            assert not np.isin(masks, COVID).any() and truth["extent"] == 0 and truth["lesion_slices"] == ""
+            found |= set(filter(None, truth["findings"].split("+")))
+        assert found == {"nodule", "atelectasis", "emphysema", "motion", "pneumonia"}
+
+    def test_pneumonia_looks_like_covid_but_is_in_one_lung(self):
+        densities, ill = [], 0
+        for seed in range(40):
+            patient = phantom.patient(seed, matrix=64, n_slices=16)
+            if not any(lesion.kind == LABELS["pneumonia"] for lesion in patient.lesions):
+                continue
+            hu, masks = (np.stack(parts) for parts in zip(*(patient.render(k) for k in range(16)), strict=True))
+            patches = masks == LABELS["pneumonia"]
+            if not patches.any():  # a small one, between the slices
+                continue
+            middle = np.nonzero((masks > 0).any((0, 1)))[0].mean()
+            sides = np.nonzero(patches)[2] < middle
+            assert max(sides.mean(), 1 - sides.mean()) > 0.9
+            densities.append(np.median(hu[patches]))
+            ill += 1
+        assert 3 <= ill <= 14  # 18 % of the negatives
+        assert -750 < np.median(densities) < -200  # ground glass, not nodule
 
     @pytest.mark.parametrize("matrix", [96, 128])
     def test_area_curve_is_one_hump(self, matrix):
