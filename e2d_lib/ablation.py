@@ -200,8 +200,8 @@ def compare(
 
     Columns: cell, the choices that differ, metric, value (mean over seeds), low, high (95 %, scans resampled), seed_sd,
     redraw_sd, score_sd (of a scan's probability over redraws), n (scans); baseline, difference, difference_low,
-    difference_high, p_value and p_holm, which compare scores averaged over seeds on the scans that both have: DeLong's
-    test for ROC AUC, a paired bootstrap for macro F1. p_holm corrects for all comparisons of the table on that metric.
+    difference_high, p_value and p_holm, which compare the means over seeds on the scans that both have: DeLong's test
+    for ROC AUC, a paired bootstrap for macro F1. p_holm corrects for all comparisons of the table on that metric.
 
     Raises ValueError for an unknown baseline.
     """
@@ -265,14 +265,14 @@ def effects(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def _paired(one: pd.DataFrame, other: pd.DataFrame, *, rng: np.random.Generator, n_boot: int) -> pd.DataFrame:
-    """Of the scans that both scored, their seeds' mean scores compared: other - one, by metric."""
-    means = [
-        scores[scores["draw"] == 0]
-        .groupby("scan_id")
-        .agg(label=("label", "first"), probability=("probability", "mean"))
+    """Of the scans that both scored, the means over seeds compared: other - one, by metric."""
+    tables = [
+        scores[scores["draw"] == 0].pivot(index=["scan_id", "label"], columns="seed", values="probability")
         for scores in (one, other)
     ]
-    both = means[0].merge(means[1]["probability"].rename("probability_other"), on="scan_id")
-    table = metrics.compare(both["label"], both["probability"], both["probability_other"], rng=rng, n_boot=n_boot)
+    both = tables[0].index.intersection(tables[1].index).sort_values()
+    a, b = (table.loc[both].reset_index("label", drop=True) for table in tables)
+    labels = pd.Series(both.get_level_values("label"), index=a.index)
+    table = metrics.compare(labels, a, b, rng=rng, n_boot=n_boot)
     table = table.rename(columns={"low": "difference_low", "high": "difference_high"}).set_index("metric")
     return table[["difference", "difference_low", "difference_high", "p_value"]]

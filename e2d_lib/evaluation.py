@@ -153,26 +153,28 @@ def aggregations(
 def paired(
     a: pd.DataFrame, b: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
 ) -> pd.DataFrame:
-    """`metrics.compare` of two tables of scan scores (b less a), seeds averaged scan by scan, after a column ``at``.
+    """`metrics.compare` of two tables of scan scores (b less a), means over their seeds, after a column ``at``.
 
-    DeLong for AUC, exact McNemar for the decisions, paired bootstrap for macro F1; the last two also at the chosen
-    thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
+    DeLong for AUC, exact McNemar for the decisions (of one seed), paired bootstrap for the rest; all but AUC also at
+    the chosen thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
     """
-    a, b = (mean_over_seeds(scores).set_index("scan_id") for scores in (a, b))
-    if not a.index.equals(b.index):
+    by_seed = [scores.pivot(index=["scan_id", "label"], columns="seed").sort_index() for scores in (a, b)]
+    (scans_a, labels_a), (scans_b, labels_b) = (
+        (table.index.get_level_values("scan_id"), table.index.get_level_values("label")) for table in by_seed
+    )
+    if not scans_a.equals(scans_b):
         raise EvaluationError(
-            f"two runs are compared on the same validation scans: these score {len(a)} and {len(b)} scans, "
-            f"{len(a.index.intersection(b.index))} of them in both; give runs of the same folds and data"
+            f"two runs are compared on the same validation scans: these score {len(scans_a)} and {len(scans_b)} scans, "
+            f"{len(scans_a.intersection(scans_b))} of them in both; give runs of the same folds and data"
         )
-    if (other := a["label"] != b["label"]).any():
-        raise EvaluationError(f"two runs of other labels: {other.idxmax()} is {a['label'][other].iloc[0]} in the first")
-    scores = a["label"], a["probability"], b["probability"]
+    if (other := labels_a != labels_b).any():
+        raise EvaluationError(f"two runs of other labels: {scans_a[other][0]} is {labels_a[other][0]} in the first")
+    scores = labels_a, *(table["probability"].to_numpy() for table in by_seed)
     tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot)
     tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
     if has_chosen(a) and has_chosen(b):
-        tests = metrics.compare(
-            *scores, rng=np.random.default_rng(seed), thresholds=(a[CHOSEN], b[CHOSEN]), n_boot=n_boot
-        )
+        cuts = tuple(table[CHOSEN].to_numpy() for table in by_seed)
+        tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, n_boot=n_boot)
         tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
     return _first(["at"], pd.concat(tables, ignore_index=True))
 

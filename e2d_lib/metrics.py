@@ -300,48 +300,58 @@ def compare(
     n_boot: int = 2000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Two runs on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, n, method, reason.
+    """Two settings on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, n, method, reason.
 
-    ``a``, ``b``: (n,) probabilities of the two runs, in the order of ``labels``; where pandas Series are given their
-    indices must be equal. Three rows: roc_auc (DeLong's paired test), accuracy (exact McNemar test of the decisions,
-    interval by paired bootstrap), macro_f1 (paired stratified bootstrap; its p-value is the smallest level at which the
-    percentile interval leaves 0 out, at least 2 / (n_boot + 1)). For many comparisons see `adjust`.
-    Equal runs give difference 0 and p = 1. Where no test exists, p is NaN and ``reason`` says why.
+    ``a``, ``b``: (n,) probabilities in the order of ``labels``, or (n, seeds) of several runs, not necessarily as many
+    of both: metrics are then means over the runs, as in `pooled`, and so is the difference. Where pandas objects are
+    given their indices must be equal. ``thresholds``: for each a number, or an array of the scores' shape.
+
+    Three rows: roc_auc (DeLong's paired test), accuracy (exact McNemar test of the decisions, interval by paired
+    bootstrap), macro_f1 (paired stratified bootstrap; its p-value is the smallest level at which the percentile
+    interval leaves 0 out, at least 2 / (n_boot + 1), and so is accuracy's with several runs). Intervals and tests
+    cover the choice of scans, not that of seeds. For many comparisons see `adjust`.
+    Equal scores give difference 0 and p = 1. Where no test exists, p is NaN and ``reason`` says why.
     """
-    indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series)]
+    indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series | pd.DataFrame)]
     if any(not index.equals(indices[0]) for index in indices[1:]):
         raise ValueError("labels, a and b have different indices; align them by scan first")
     _require_level(level)
-    pair = [_checked(labels, a, thresholds[0], None), _checked(labels, b, thresholds[1], None)]
-    points = [_points(data, 10) for data in pair]
-    same_decisions = np.array_equal(pair[0].decisions, pair[1].decisions)
-    lone = _lone_class(pair[0])
+    pair = [_each_run(labels, scores, cut) for scores, cut in zip((a, b), thresholds, strict=True)]
+    runs = pair[0] + pair[1]
+    contrast = np.repeat([-1 / len(pair[0]), 1 / len(pair[1])], [len(part) for part in pair])
+    points = [{m: np.mean([_points(run, 10)[m] for run in part]) for m in METRICS} for part in pair]
+    same_decisions = _equal(*([run.decisions for run in part] for part in pair))
+    single = len(runs) == 2
+    lone = _lone_class(runs[0])
     only = [] if same_decisions or lone else ["accuracy", "macro_f1"]
-    replicates = _replicates(pair, rng, n_boot, 10, only=only, difference=True)
+    replicates = _replicates(runs, rng, n_boot, 10, only=only, shares=contrast)
 
     rows = []
     for metric in ("roc_auc", "accuracy", "macro_f1"):
         value_a, value_b = (point[metric] for point in points)
-        low, high, p, method, reason = np.nan, np.nan, np.nan, "", _undefined(metric, pair[0])
+        low, high, p, method, reason = np.nan, np.nan, np.nan, "", _undefined(metric, runs[0])
         if reason:
             pass
         elif metric == "roc_auc":
-            low, high, p, method, reason = _delong_test(pair, level)
+            if _equal(*([run.probabilities for run in part] for part in pair)):
+                p, reason = 1.0, "equal scores"
+            else:
+                low, high, p, method, reason = _delong_test(runs, contrast, level)
         elif same_decisions:
             p, reason = 1.0, "equal decisions"
         else:
             reason = lone
-            if metric == "accuracy":
-                p, method = _mcnemar(*pair), "McNemar, exact"
+            if metric == "accuracy" and single:
+                p, method = _mcnemar(*runs), "McNemar, exact"
             if not lone and np.ptp(replicates[metric]) < 1e-12:
                 reason = "every replicate gives the same difference"
             elif not lone:
                 low, high = np.quantile(replicates[metric], [(1 - level) / 2, (1 + level) / 2])
-                method = f"{method}; paired bootstrap" if method else "paired bootstrap"
-                if metric == "macro_f1":
+                if not method:
                     beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
                     p = min(1.0, 2 * (beyond + 1) / (n_boot + 1))
-        rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, len(pair[0].labels), method, reason))
+                method = f"{method}; paired bootstrap" if method else "paired bootstrap"
+        rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, len(runs[0].labels), method, reason))
     columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "n", "method", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -418,6 +428,21 @@ def _checked(labels: Any, probabilities: Any, threshold: Any, weights: Any) -> _
         raise ValueError(f"weights must be {len(labels)} finite numbers of 0 or more, one per scan")
     kept = weights > 0
     return _Data(labels[kept], probabilities[kept], decisions[kept], weights[kept])
+
+
+def _each_run(labels: Any, scores: Any, thresholds: Any) -> list[_Data]:
+    """(n,) or (n, seeds) scores as runs; thresholds: a number, or of the scores' shape."""
+    scores, thresholds = np.asarray(scores, dtype=float), np.asarray(thresholds, dtype=float)
+    if scores.ndim == 1:
+        return [_checked(labels, scores, thresholds, None)]
+    if scores.ndim != 2 or not scores.shape[1]:
+        raise ValueError(f"scores are (n,) or (n, seeds), got shape {scores.shape}")
+    cuts = thresholds.T if thresholds.ndim else [thresholds] * scores.shape[1]
+    return [_checked(labels, column, cut, None) for column, cut in zip(scores.T, cuts, strict=True)]
+
+
+def _equal(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
 
 
 def _run_keys(runs: pd.DataFrame) -> list[str]:
@@ -542,12 +567,12 @@ def _replicates(
     bins: int,
     *,
     only: Sequence[str],
-    difference: bool = False,
+    shares: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """(n_boot,) values of each metric: the mean over ``runs``, or the second less the first, on the same resamples."""
+    """(n_boot,) values of each metric: its sum over ``runs`` by ``shares`` (the mean), all on the same resamples."""
     if n_boot < 1:
         raise ValueError(f"n_boot={n_boot}, expected 1 or more")
-    signs = np.array([-1.0, 1.0]) if difference else np.full(len(runs), 1 / len(runs))
+    shares = np.full(len(runs), 1 / len(runs)) if shares is None else shares
     labels = runs[0].labels
     only = [m for m in only if not _undefined(m, runs[0])]
     blocks: dict[str, list[np.ndarray]] = {m: [] for m in only}
@@ -556,7 +581,7 @@ def _replicates(
         counts = _draw_counts(labels, rng, min(step, n_boot - start))
         values = [_weighted_metrics(run, counts * run.weights, bins, only) for run in runs]
         for m in only:
-            blocks[m].append(sum(s * v[m] for s, v in zip(signs, values, strict=True)))
+            blocks[m].append(sum(share * v[m] for share, v in zip(shares, values, strict=True)))
     return {m: np.concatenate(parts) for m, parts in blocks.items()}
 
 
@@ -635,16 +660,12 @@ def _evaluated(
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "method", "reason"])
 
 
-def _delong_test(pair: Sequence[_Data], level: float) -> tuple[float, float, float, str, str]:
-    """low, high, p, method, reason for the second AUC less the first, on the same scans."""
-    first, second = (data.probabilities for data in pair)
-    if np.array_equal(first, second):
-        return np.nan, np.nan, 1.0, "", "equal scores"
-    if lone := _lone_class(pair[0]):
+def _delong_test(runs: Sequence[_Data], contrast: np.ndarray, level: float) -> tuple[float, float, float, str, str]:
+    """low, high, p, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
+    if lone := _lone_class(runs[0]):
         return np.nan, np.nan, np.nan, "", lone
-    auc, covariance = delong(pair[0].labels, np.stack([first, second]))
-    difference = auc[1] - auc[0]
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    auc, covariance = delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
+    difference, variance = contrast @ auc, contrast @ covariance @ contrast
     if variance < 1e-15:
         if abs(difference) < 1e-12:
             return np.nan, np.nan, 1.0, "", "equal order of positive and negative scans"

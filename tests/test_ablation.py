@@ -93,16 +93,20 @@ class TestCompare:
         )
         assert row["difference"] == pytest.approx(difference, abs=1e-12) and row["n"] == 70
 
-    def test_seeds_are_averaged_scan_by_scan_for_the_tests(self, rng):
+    def test_difference_is_that_of_the_means_over_seeds(self, rng):
         labels = np.array([0, 0, 1, 1] * 10)
         a, b = rng.random(40), rng.random(40)
         both = Result({}, pd.concat([result(a, labels, seed=0).scores, result(b, labels, seed=1).scores]))
         other = result(rng.random(40), labels)
-        row = ablation.compare({"other": other, "both": both}, rng=rng, n_boot=50).set_index(["cell", "metric"])
-        expected = roc_auc_score(labels, (a + b) / 2) - roc_auc_score(labels, other.scores["probability"])
-        assert row.loc[("both", "roc_auc"), "difference"] == pytest.approx(expected, abs=1e-12)
+        table = ablation.compare({"other": other, "both": both}, rng=rng, n_boot=50).set_index(["cell", "metric"])
         mean = (roc_auc_score(labels, a) + roc_auc_score(labels, b)) / 2
-        assert row.loc[("both", "roc_auc"), "value"] == pytest.approx(mean, abs=1e-12)
+        row = table.loc[("both", "roc_auc")]
+        assert row["value"] == pytest.approx(mean, abs=1e-12)
+        expected = mean - roc_auc_score(labels, other.scores["probability"])
+        assert row["difference"] == pytest.approx(expected, abs=1e-12)
+        for metric in ablation.METRICS:
+            values = table.xs(metric, level="metric")["value"]
+            assert table.loc[("both", metric), "difference"] == pytest.approx(values["both"] - values["other"])
 
     def test_unknown_baseline(self, three, rng):
         with pytest.raises(ValueError, match="no result 'bad' to compare; there are good, same, chance"):

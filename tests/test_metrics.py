@@ -642,6 +642,39 @@ class TestCompare:
         assert row.p_value == pytest.approx(math.erfc(abs(auc[1] - auc[0]) / error / math.sqrt(2)))
         assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
 
+    def test_delong_of_means_over_seeds_by_brute_force(self, rng):
+        """Three runs against two: the variance of a sum of AUCs, from their covariances."""
+        labels, a = _scans(rng)
+        runs = np.stack([np.clip(a + rng.normal(0, 0.3, len(a)), 0, 1).round(1) for _ in range(5)], axis=1)
+        row = _row(metrics.compare(labels, runs[:, :3], runs[:, 3:], rng=rng, n_boot=50), "roc_auc")
+        auc, covariance = TestDeLong._brute(labels, runs.T)
+        shares = np.array([-1 / 3, -1 / 3, -1 / 3, 1 / 2, 1 / 2])
+        error = math.sqrt(sum(covariance[i, j] * shares[i] * shares[j] for i in range(5) for j in range(5)))
+        assert row.a == pytest.approx(auc[:3].mean()) and row.difference == pytest.approx(auc @ shares)
+        assert row.p_value == pytest.approx(math.erfc(abs(auc @ shares) / error / math.sqrt(2)))
+        assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
+
+    def test_a_run_repeated_counts_once(self, rng):
+        labels, a = _scans(rng)
+        b = rng.random(len(a))
+        once = metrics.compare(labels, a, b, rng=np.random.default_rng(1), n_boot=200)
+        twice = metrics.compare(labels, np.stack([a, a], 1), b[:, None], rng=np.random.default_rng(1), n_boot=200)
+        columns = ["a", "b", "difference", "low", "high"]
+        np.testing.assert_allclose(twice[columns], once[columns])
+        for metric in ("roc_auc", "macro_f1"):
+            assert _row(twice, metric).p_value == pytest.approx(_row(once, metric).p_value)
+
+    def test_thresholds_of_each_seed(self, rng):
+        labels, a = _scans(rng)
+        scores, cuts = np.stack([a, 1 - a], 1), np.stack([np.full(len(a), 0.3), np.full(len(a), 0.8)], 1)
+        table = metrics.compare(labels, scores, a, rng=rng, thresholds=(cuts, 0.5), n_boot=50)
+        accuracy = [((a >= 0.3) == labels).mean(), ((1 - a >= 0.8) == labels).mean()]
+        assert _row(table, "accuracy").a == pytest.approx(np.mean(accuracy))
+
+    def test_scores_of_a_wrong_shape(self, rng):
+        with pytest.raises(ValueError, match=r"\(n,\) or \(n, seeds\), got shape \(10, 0\)"):
+            metrics.compare(LABELS, np.empty((10, 0)), SCORES, rng=rng)
+
     def test_mcnemar_is_a_sign_test(self, rng):
         """9 scans only b gets right, 2 only a: two-sided binomial tail of 2 of 11 at one half."""
         labels = np.array([0, 1] * 20)
