@@ -146,17 +146,17 @@ def difficulty(arguments: argparse.Namespace) -> None:
 
 
 SHEET = (
-    # real slice, level (mm in base space), seed, hospital, positive
-    ("A002304_19001231-076.dcm", 122, 7, 0, True),
-    ("A002304_19010112-135.dcm", 118, 41, 0, True),
+    # real slice, level (mm in base space), seed (of about the same extent of disease), hospital, positive
+    ("A002304_19001231-076.dcm", 122, 15, 0, True),
+    ("A002304_19010112-135.dcm", 118, 61, 0, True),
     ("A027284_19000925-116.dcm", 10, 12, 0, False),
     ("A027284_19001231-131.dcm", 0, 9, 3, False),
-    ("A046441_19001111-045.dcm", 150, 15, 0, True),
-    ("A046441_19010101-23.dcm", 140, 30, 2, True),
+    ("A046441_19001111-045.dcm", 150, 68, 0, True),
+    ("A046441_19010101-23.dcm", 140, 134, 2, True),
     ("A048383_19001231-30.dcm", 140, 18, 0, False),
     ("A048383_19010410-30.dcm", 148, 5, 0, False),
-    ("A056642_19001229-053.dcm", 126, 36, 3, True),
-    ("A056642_19010107-111.dcm", 130, 28, 1, True),
+    ("A056642_19001229-053.dcm", 126, 55, 3, True),
+    ("A056642_19010107-111.dcm", 130, 17, 1, True),
 )
 
 
