@@ -409,12 +409,18 @@ def test_figure_shows_the_table():
 
 
 def test_words_say_which_way_is_better():
-    rows = [("ks", -0.1, 0.001), ("lesion", 0.1, 0.001), ("coverage", 0.1, 0.001), ("position_sd", 0.1, 0.2)]
-    tests = pd.DataFrame(rows, columns=["measure", "difference", "p_holm"]).assign(
-        method="kds", baseline="random", n_samples=8, n_intervals=4, low=0.0, high=0.2
+    rows = [
+        ("ks", -0.1, -0.2, -0.01, 0.001),
+        ("lesion", 0.1, 0.01, 0.2, 0.001),
+        ("coverage", 0.1, 0.01, 0.2, 0.001),
+        ("mean_area_error", 0.1, -0.01, 0.2, 0.001),  # the test alone
+        ("position_sd", 0.1, 0.01, 0.2, 0.2),  # the interval alone
+    ]
+    tests = pd.DataFrame(rows, columns=["measure", "difference", "low", "high", "p_holm"]).assign(
+        method="kds", baseline="random", n_samples=8, n_intervals=4
     )
     (line,) = sampling.in_words(tests)
     verdicts = [part.rsplit(", ", 1)[1] for part in line.split("; ")]
-    assert verdicts == ["better", "better", "worse", "no different"]
+    assert verdicts == ["better", "better", "worse", "no different", "no different"]
     assert line.startswith("- kds against random, 8 slices: Kolmogorov")
     assert sampling.in_words(tests.assign(n_samples=4)) == []
