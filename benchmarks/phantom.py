@@ -118,19 +118,17 @@ def intensity(arguments: argparse.Namespace) -> None:
 
 def difficulty(arguments: argparse.Namespace) -> None:
     """Validation AUC of E2D by seed, on all of 280 scans' training part and on a tenth of it. Resumes where it left."""
-    folder = arguments.out
+    folder = arguments.out or Path("results/difficulty")
     options = {"n_scans": 280, "matrix": 128, "slices": (24, 40), "valid": 0.3, "dirt": False, "seed": 2024}
     phantom.write(folder / "cohort", **options, n_jobs=arguments.jobs)
     scans = cohort.assign_folds(cohort.read_cohort(folder / "cohort"), n_folds=4)
     setting = ablation.Setting(
-        preprocessing={"size": arguments.matrix},
+        preprocessing={"size": arguments.size},
         backbone=arguments.backbone,
         pretrained=str(arguments.weights) if arguments.weights else False,
         recipe={"select": "last", "epochs": arguments.epochs, "lr": arguments.lr, "scans_per_step": 8},
     )
-    print(
-        f"{arguments.backbone} from {arguments.weights or 'scratch'}, {arguments.matrix} px, {arguments.epochs} epochs"
-    )
+    print(f"{arguments.backbone} from {arguments.weights or 'scratch'}, {arguments.size} px, {arguments.epochs} epochs")
     for share in (1.0, 0.1):
         for seed in arguments.seeds:
             places = {"cache": folder / "cache", "runs": folder / "runs"}
@@ -172,7 +170,7 @@ def sheet(arguments: argparse.Namespace) -> None:
                 real.append(readers.open_scan({"path": str(arguments.real / name), "format": "dicom"}).read(0))
         for images in filter(None, (real, made)):
             rows.append(np.hstack([cv2.resize(i, (side, side), interpolation=cv2.INTER_AREA) for i in images]))
-    cv2.imwrite(str(arguments.out), np.vstack(rows))
+    cv2.imwrite(str(arguments.out or "phantom_sheet.png"), np.vstack(rows))
 
 
 def _parallel(one: Callable[[int], dict], arguments: argparse.Namespace) -> pd.DataFrame:
@@ -186,10 +184,11 @@ def main() -> None:
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--first", type=int, default=0, help="the first scan, to do a cohort in parts")
     parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; reduction: measured in each")
-    parser.add_argument("--matrix", type=int, default=512, help="side of a slice; difficulty: of the network's input")
+    parser.add_argument("--matrix", type=int, default=512)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--real", type=Path, help="folder of the real DICOM slices")
-    parser.add_argument("--out", type=Path, default=Path("phantom_sheet.png"), help="difficulty: a folder")
+    parser.add_argument("--out", type=Path, help="sheet: a PNG file; difficulty: a folder (results/difficulty)")
+    parser.add_argument("--size", type=int, default=64, help="difficulty: side of the network's input")
     parser.add_argument("--backbone", default="efficientnet_b3", help="any of timm's")
     parser.add_argument("--weights", type=Path, help="file of pretrained weights; without, from scratch")
     parser.add_argument("--epochs", type=int, default=12)

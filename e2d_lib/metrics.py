@@ -319,7 +319,7 @@ def compare(
     pair = [_each_run(labels, scores, cut) for scores, cut in zip((a, b), thresholds, strict=True)]
     runs = pair[0] + pair[1]
     contrast = np.repeat([-1 / len(pair[0]), 1 / len(pair[1])], [len(part) for part in pair])
-    points = [{m: np.mean([_points(run, 10)[m] for run in part]) for m in METRICS} for part in pair]
+    points = [pd.DataFrame([_points(run, 10) for run in part]).mean() for part in pair]
     same_decisions = _equal(*([run.decisions for run in part] for part in pair))
     single = len(runs) == 2
     lone = _lone_class(runs[0])
