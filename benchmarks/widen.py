@@ -17,6 +17,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from e2d_lib import files
+
 BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)")
 
 
@@ -54,7 +56,8 @@ def main() -> None:
     if [v.shape for v in source.values()] != [v.shape for v in names.values()]:
         parser.error(f"{arguments.lite2} does not hold the tensors of EfficientNet-Lite2")
     state = widen(dict(zip(names, source.values(), strict=True)))
-    save_file({name: value.contiguous() for name, value in state.items()}, arguments.out)
+    with files.replacing(arguments.out) as tmp:
+        save_file({name: value.contiguous() for name, value in state.items()}, tmp)
 
 
 if __name__ == "__main__":
