@@ -301,9 +301,9 @@ def scores_by(table: pd.DataFrame, group: str, *, threshold: float = 0.5) -> Fig
     data[group] = data[group].replace("", "unknown")
     order = sorted(data[group].unique())
     figure, axis = _subplots(figsize=(6.5, 0.5 * len(order) + 1.2))
-    sns.stripplot(
-        data, x="probability", y=group, order=order, hue="label", palette=LABEL_COLOURS, size=4, alpha=0.8, ax=axis
-    )
+    style = {"palette": LABEL_COLOURS, "size": 4, "alpha": 0.8}
+    # apart by class, not by jitter, which draws from numpy's global state: a figure is the same each time
+    sns.stripplot(data, x="probability", y=group, order=order, hue="label", dodge=True, jitter=False, **style, ax=axis)
     axis.axvline(threshold, color="0.6", linestyle=":", linewidth=1)
     axis.set(xlim=(-0.03, 1.03), xlabel="scan probability")
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8, title=None)
