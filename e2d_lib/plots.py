@@ -47,8 +47,10 @@ def slice_counts(scans: pd.DataFrame) -> Figure:
     sns.histplot(data, x="n_slices", hue="label", multiple="stack", palette=LABEL_COLOURS, bins=24, ax=left)
     left.set(xlabel="slices in the scan", ylabel="scans")
     order = sorted(data["source"].unique())
-    sns.boxplot(data, x="n_slices", y="source", order=order, color="0.85", fliersize=2, linewidth=0.8, ax=right)
+    counts = [data.loc[data["source"] == source, "n_slices"] for source in order]
+    right.boxplot(counts, orientation="horizontal", tick_labels=order, widths=0.6, flierprops={"markersize": 2})
     right.set(xlabel="slices in the scan", ylabel="source")
+    right.invert_yaxis()
     return figure
 
 
@@ -428,7 +430,7 @@ def aggregations(table: pd.DataFrame) -> Figure:
     metrics = list(dict.fromkeys(table["metric"]))
     cuts = list(dict.fromkeys(table["at"]))
     figure, axes = _subplots(
-        -(-len(metrics) // 4), 4, figsize=(10, 0.42 * len(names) * (len(metrics) / 4)), sharey=True
+        -(-len(metrics) // 4), 4, figsize=(10, (0.42 * len(names) + 0.7) * (-(-len(metrics) // 4)) + 0.3), sharey=True
     )
     for axis, metric in zip(axes.flat, metrics, strict=False):
         own = table[table["metric"] == metric]
