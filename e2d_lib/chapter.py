@@ -2,12 +2,16 @@
 
 A run is a folder, a chapter a folder in it::
 
-    results/<run>/<chapter>/  headline.json  provenance.json  tables/*.csv  figures/*.png  …
+    results/<run>/<chapter>/  headline.json  provenance.json  done.json  tables/*.csv  figures/*.png  …
 
-and whatever parquet, CSV, JSON, npy or safetensors files the next chapter reads.
+and whatever parquet, CSV, JSON, npy or safetensors files the next chapter reads. A path that is written into a run is
+relative to the run's folder where it lies inside, so that a run can be moved or copied, and else absolute. Who runs the
+notebook, and from which folder, makes no difference: ``done.json`` says what the chapter's folder really holds.
 """
 
+import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -17,14 +21,17 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from e2d_lib import files
+from e2d_lib.notebook import DATA_CHAPTER, Notebook, resolve, root, shown
 
-PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
-DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is about
+if TYPE_CHECKING:
+    from e2d_lib import preprocess
+
+DONE = "done.json"
 
 
 class MissingInput(FileNotFoundError):
@@ -33,26 +40,6 @@ class MissingInput(FileNotFoundError):
 
 class NotApplicable(Exception):
     """The chapter has nothing to say about these data (no labels, say): the runner notes it and goes on."""
-
-
-def root(start: str | Path | None = None) -> Path:
-    """The nearest folder, from ``start`` (the working directory) upwards, that holds ``notebooks/``; else ``start``.
-
-    Relative paths in parameters mean this folder, so that a notebook finds the same files when papermill runs it from
-    the top of the checkout and when JupyterLab runs it from ``notebooks/``.
-    """
-    start = Path(start or Path.cwd()).resolve()
-    return next((folder for folder in (start, *start.parents) if (folder / "notebooks").is_dir()), start)
-
-
-def resolve(path: str | Path) -> Path:
-    """``path`` from the study's root, kept relative to the working directory where it can be.
-
-    Tables and executed notebooks show paths; relative ones stay true when the checkout moves.
-    """
-    full = Path(os.path.normpath(root() / Path(path).expanduser()))
-    relative = Path(os.path.relpath(full))
-    return relative if len(relative.parts) < len(full.parts) else full
 
 
 def estimate(
@@ -144,35 +131,108 @@ def _close(figure: Any) -> None:
     plt.close(figure)
 
 
-class Chapter:
+def result_of(folder: Path) -> str | None:
+    """What the folder of a chapter, or of the sweeps, holds, in one word; None while nothing is finished there."""
+    try:
+        return files.read_json(folder / DONE).get("result")
+    except (OSError, ValueError):
+        return None
+
+
+def data_fingerprint(folder: Path) -> str:
+    """Names, sizes and times of change of all files at or below ``folder``; "" where there is nothing."""
+    if not folder.exists():
+        return ""
+    listing = hashlib.sha256()
+    stack = [folder]
+    while stack:
+        here = stack.pop()
+        entries = sorted(os.scandir(here), key=lambda e: e.name) if here.is_dir() else [here]
+        for entry in entries:
+            if not isinstance(entry, Path) and entry.is_dir():
+                stack.append(Path(entry.path))
+            else:
+                with contextlib.suppress(FileNotFoundError):  # a dangling link is the readers' to report
+                    stat, name = entry.stat(), os.path.relpath(entry, folder)
+                    listing.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return listing.hexdigest()[:16]
+
+
+class RunFolder:
+    """What the chapters of a run have left in its folder."""
+
+    def __init__(self, run_dir: str | Path):
+        self.run_dir = resolve(run_dir)
+
+    def store(self, path: str | Path) -> str:
+        """How a path is written into the run: relative to its folder where it lies inside, else absolute."""
+        full = resolve(path)
+        inside = full.is_relative_to(self.run_dir)
+        return full.relative_to(self.run_dir).as_posix() if inside else full.as_posix()
+
+    def locate(self, stored: str | Path) -> Path:
+        """Where a path that `store` wrote is now."""
+        return self.run_dir / stored
+
+    def input(self, chapter: str, file: str = "") -> Path:
+        """The path of a chapter's artefact; MissingInput, naming that chapter, where it is not there."""
+        path = self.run_dir / chapter / file
+        if not path.exists():
+            raise MissingInput(f"there is no {shown(path)}, which chapter {chapter} makes: run that first")
+        return path
+
+    def read(self, chapter: str, file: str) -> Any:
+        """A chapter's table (parquet, CSV) or JSON."""
+        path = self.input(chapter, file)
+        readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": files.read_json}
+        return readers[path.suffix](path)
+
+    @property
+    def data_root(self) -> Path:
+        """The folder or manifest that chapter 1 read: the user's, or the phantom that it wrote."""
+        return self.locate(self.read(DATA_CHAPTER, "cohort.json")["data_root"])
+
+    @property
+    def cohort(self) -> pd.DataFrame:
+        """Chapter 1's cohort, its paths absolute."""
+        table = self.read(DATA_CHAPTER, "cohort.parquet")
+        return table.assign(path=[str(self.locate(path)) for path in table["path"]])
+
+    def preprocessed(self, *, wait: bool = False) -> "preprocess.Preprocessed":
+        """Chapter 2's cache; ``wait`` where another run is writing to it."""
+        from e2d_lib import preprocess
+
+        made = self.read("02_ssflpp_preprocessing", "preprocessed.json")
+        return preprocess.load(self.locate(made["cache"]), preprocess.Params(**made["params"]), wait=wait)
+
+
+class Chapter(RunFolder):
     """The artefacts of one notebook. Open it right after the imports: ``chapter = Chapter.open(NAME, globals())``."""
 
-    def __init__(self, name: str, parameters: Mapping[str, Any]):
-        self.name = name
+    def __init__(self, name: str, parameters: Mapping[str, Any], notebook: Notebook | None = None):
+        super().__init__(parameters["run_dir"])
+        self.name, self.notebook = name, notebook
         self.parameters = dict(parameters)
-        self.run_dir = resolve(self.parameters["run_dir"])
         self.dir = self.run_dir / (self.parameters.get("cell") or name)  # a sweep's cell has a folder of its own
         self.inputs: set[str] = set()
         self._started, self._clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self.dir.mkdir(parents=True, exist_ok=True)
+        (self.dir / DONE).unlink(missing_ok=True)  # until it is finished, the folder holds no result
 
     @classmethod
     def open(cls, name: str, namespace: Mapping[str, Any]) -> "Chapter":
-        """``namespace`` is the notebook's ``globals()``: its plain variables, so far, are the parameters.
+        """``namespace`` is the notebook's ``globals()``: the parameters that its stored cell declares are read from it.
 
-        So whatever way the notebook is run, what it ran with is on record.
+        So whatever way the notebook is run, what it ran with is checked and on record. Raises StudyError for a value of
+        another type than the declared one.
         """
-        hidden = {"In", "Out", "exit", "quit"}
-        plain = {
-            key: value
-            for key, value in namespace.items()
-            if not key.startswith("_") and key not in hidden and type(value) in PLAIN
-        }
-        return cls(name, plain)
+        notebook = Notebook.of_chapter(name)
+        return cls(name, notebook.values(namespace), notebook)
 
     def require(self, condition: bool, reason: str) -> None:
         """Stop the chapter, as not applicable to these data, unless ``condition`` holds."""
         if not condition:
+            self._record("not applicable", reason)
             raise NotApplicable(reason)
 
     def has(self, chapter: str, file: str) -> bool:
@@ -184,18 +244,13 @@ class Chapter:
         return (self.run_dir / chapter / file).exists()
 
     def input(self, chapter: str, file: str = "") -> Path:
-        """The path of another chapter's artefact; MissingInput, naming that chapter, where it is not there."""
-        path = self.run_dir / chapter / file
-        if not path.exists():
-            raise MissingInput(f"{self.name} reads {path.as_posix()}, which chapter {chapter} makes: run that first")
+        path = super().input(chapter, file)
         self.inputs.add(chapter)
         return path
 
-    def read(self, chapter: str, file: str) -> Any:
-        """Another chapter's table (parquet, CSV) or JSON."""
-        path = self.input(chapter, file)
-        readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": files.read_json}
-        return readers[path.suffix](path)
+    def other(self, run_dir: str | Path) -> RunFolder:
+        """Another run's folder, to read from."""
+        return RunFolder(run_dir)
 
     @cached_property
     def data(self) -> str:
@@ -265,16 +320,46 @@ class Chapter:
         """Write ``headline.json`` (the numbers the chapter stands for) and ``provenance.json``; show the former."""
         entries = {name: value if isinstance(value, dict) else estimate(value) for name, value in headline.items()}
         files.write_json(self.dir / "headline.json", {"chapter": self.name, "data": self.data, "headline": entries})
-        self.inputs.discard(self.name)
         files.write_json(
             self.dir / "provenance.json",
             {
                 "chapter": self.name,
                 "parameters": self.parameters,
-                "inputs": sorted(self.inputs),
+                "inputs": sorted(self.inputs - {self.name}),
                 "started": self._started.isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self._clock, 2),
                 "environment": environment(),
             },
         )
+        self._record("done")
         return pd.DataFrame(entries.values(), index=pd.Index(entries, name="headline"))
+
+    def _record(self, status: str, reason: str = "") -> None:
+        """Write ``done.json``, the last file of a chapter: what its results depend on, and what they are.
+
+        By hand, cells may have been changed or left out: then ``key`` is empty, and the runner runs the chapter again.
+        """
+        if self.notebook is None:
+            return
+        as_stored = self.notebook.was_run(_cells_run(), last=status == "done")
+        done: dict[str, Any] = {
+            "key": self.notebook.key(self.parameters) if as_stored else "",
+            "parameters": self.parameters,
+            "inputs": {name: result_of(self.run_dir / name) for name in sorted(self.inputs - {self.name})},
+            "data_state": data_fingerprint(self.data_root) if self.name == DATA_CHAPTER else "",
+            "by_hand": "E2D_NOTEBOOKS" not in os.environ,
+            "status": status,
+            "reason": " ".join(reason.split()),
+            "seconds": round(time.perf_counter() - self._clock, 1),
+        }
+        # What chapters that read this one depend on: the recipe, all the way up.
+        recipe = [done["key"] or [self._started.isoformat(), done["parameters"]], done["inputs"], done["data_state"]]
+        files.write_json(self.dir / DONE, done | {"result": files.digest(recipe)})
+
+
+def _cells_run() -> list[str] | None:
+    """The sources of the cells that this kernel has run, in order; None outside a notebook."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return None if shell is None else list(shell.history_manager.input_hist_raw)

@@ -11,8 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
-from e2d_lib import files, metrics, preprocess
-from e2d_lib.chapter import resolve
+from e2d_lib import metrics
 
 RUN = ["fraction", "seed", "fold"]
 AGGREGATIONS = get_args(metrics.Aggregation)
@@ -179,25 +178,17 @@ def paired(
     return _first(["at"], pd.concat(tables, ignore_index=True))
 
 
-def predictions_of(run_dir: str | Path, scans: pd.DataFrame) -> pd.DataFrame:
-    """Chapter 4's predictions of another run, of the largest share of the training scans.
+def check_same_scans(scans: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Raise EvaluationError where scans of two runs have the same name and are others: phantoms name theirs alike.
 
-    ``scans``: this run's preprocessed scans (scan_id, n_files). Raises EvaluationError where the other run has no
-    chapter 4, or other scans of the same names: phantoms name theirs alike.
+    Both: preprocessed scans (scan_id, n_files).
     """
-    folder = resolve(run_dir)
-    path, prepared = folder / "04_training" / "predictions.parquet", folder / "02_ssflpp_preprocessing"
-    if not path.is_file():
-        raise EvaluationError(f"other_run={str(run_dir)!r} has no {path.as_posix()}: run its chapters 1, 2 and 4 first")
-    about = files.read_json(prepared / "preprocessed.json")
-    theirs = preprocess.load(resolve(about["cache"]), preprocess.Params(**about["params"])).scans
     both = scans[["scan_id", "n_files"]].merge(theirs[["scan_id", "n_files"]], on="scan_id")
     if differing := int((both["n_files_x"] != both["n_files_y"]).sum()):
         raise EvaluationError(
-            f"other_run={str(run_dir)!r} is about other data: {differing} of {len(both)} scans of the same name "
-            "have another number of slices"
+            f"the other run is about other data: {differing} of {len(both)} scans of the same name have another number "
+            "of slices"
         )
-    return largest(pd.read_parquet(path))
 
 
 # Beside the known scores -------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from e2d_lib import files, metrics, preprocess, training
-from e2d_lib.chapter import resolve
 from e2d_lib.cohort import read_cohort
 from e2d_lib.dataset import DatasetError, ScanSlices
 from e2d_lib.model import CheckpointError
@@ -50,7 +49,7 @@ def predict(
     prediction and a reason. Raises CohortError for a data root without scans, CheckpointError for unfit checkpoints.
     """
     params = preprocessing_of(checkpoints)
-    cohort = read_cohort(resolve(data_root)).assign(label=pd.NA)  # whatever it says: nothing here may depend on it
+    cohort = read_cohort(data_root).assign(label=pd.NA)  # whatever it says: nothing here may depend on it
     done = preprocess.run(cohort, cache_dir, params, n_jobs=n_jobs)
     scored = done.scans[(done.scans["status"] != "excluded") & (done.scans["stop"] > done.scans["start"])]
     result = done.scans.set_index("scan_id")[["reason"]].assign(n_checkpoints=0, probability=float("nan"))

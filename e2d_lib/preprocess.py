@@ -24,7 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,11 +128,13 @@ class Preprocessed:
         (slices listed), n_slices (slices left, the rows of ``slices``), height, width (the commonest shape),
         start, stop (the window [start, stop), indices among the slices left), status ("kept", "warned", "excluded"),
         reason, source_bytes (original files), cache_bytes (cropped slices).
+    history: where `run` made it, how many scans it did now, found done, did anew as their files had changed, or missed.
     """
 
     folder: Path
     params: Params
     scans: pd.DataFrame
+    history: str = ""
 
     @cached_property
     def slices(self) -> pd.DataFrame:
@@ -200,14 +202,19 @@ def preprocess_scan(row: Mapping[str, Any], out_dir: str | Path, params: Params)
 
     row: a row of the cohort (scan_id, path, format). out_dir: as given to ``run``. The record holds the scan's
     columns of ``Preprocessed.scans`` (from n_files on), its findings, and fresh: whether anything was done. A scan
-    that cannot be read is recorded as excluded.
+    that cannot be read is recorded as excluded; one whose files are gone is excluded too, and what an earlier run made
+    of it stays.
 
     Raises PreprocessError where the cache cannot be written.
     """
     folder, name = Path(out_dir) / params.key / "scans", stem(row["scan_id"])
+    if not os.path.lexists(_input(row)) and (folder / f"{name}.json").exists():
+        # What was made of the scan while it was there stays, for when it is back; this run goes without.
+        return _process(row, params)[0] | {"source_bytes": 0, "cache_bytes": 0, "fresh": False, "gone": True}
     fingerprint, source_bytes = _fingerprint(row["path"])
     if record := _finished(folder, name, fingerprint):
         return record | {"fresh": False}
+    again = (folder / f"{name}.json").exists()
     with _writing(folder):
         # Gone before its pixels change, so that no record ever speaks of another input's pixels.
         (folder / f"{name}.json").unlink(missing_ok=True)
@@ -228,7 +235,12 @@ def preprocess_scan(row: Mapping[str, Any], out_dir: str | Path, params: Params)
         record["files"] = {suffix: os.stat(folder / f"{name}{suffix}").st_size for suffix in written}
         record["cache_bytes"] = record["files"].get(".npy", 0)
         files.write_json(folder / f"{name}.json", record)
-    return record | {"fresh": True}
+    return record | {"fresh": True, "again": again}
+
+
+def _input(row: Mapping[str, Any]) -> str:
+    """The file or folder that a scan is read from."""
+    return readers.split_series(os.fspath(row["path"]))[0]
 
 
 def _fingerprint(path: str | Path) -> tuple[str, int]:
@@ -236,7 +248,7 @@ def _fingerprint(path: str | Path) -> tuple[str, int]:
 
     Names are relative to the scan, so that a cohort that was moved as it is need not be done again.
     """
-    root, _ = readers.split_series(os.fspath(path))
+    root = _input({"path": path})
     paths = [os.path.join(top, name) for top, _, names in os.walk(root) for name in names]
     seen, total = [os.path.basename(path)], 0
     for name in sorted(paths) if os.path.isdir(root) else [root]:
@@ -397,10 +409,16 @@ def run(
     depend neither on these nor on earlier runs that were killed. The cohort's tables are those of the last run;
     scans of earlier cohorts stay in the cache. wait: where another run is writing to this cache, wait for its end.
 
-    Raises ValueError for a cohort without the needed columns, PreprocessError where the cache cannot be written or
-    every scan is excluded, and parallel.WorkersError where the workers die.
+    Raises ValueError for a cohort without the needed columns, PreprocessError where no scan's files are to be found
+    (nothing is then changed), the cache cannot be written or every scan is excluded, and parallel.WorkersError where
+    the workers die.
     """
     rows = _cohort_rows(cohort)
+    if not any(os.path.lexists(_input(row)) for row in rows):
+        raise PreprocessError(
+            f"none of the {len(rows)} scans is where the cohort says, such as {rows[0]['path']}: missing path. What is "
+            "in the cache stays as it is; were the data moved, or is the cohort another one's?"
+        )
     folder = Path(os.path.abspath(out_dir)) / params.key
     task = functools.partial(preprocess_scan, out_dir=folder.parent, params=params)
     with _only_writer(folder, wait=wait):
@@ -409,22 +427,33 @@ def run(
             (folder / "scans.parquet").unlink(missing_ok=True)
             files.write_json(folder / "params.json", {"format": FORMAT, **asdict(params)})
         records = parallel.unordered(task, rows, n_jobs=n_jobs, scheduler=scheduler)
-        slices, began = 0, time.perf_counter()
+        slices, began, counts, gone = 0, time.perf_counter(), Counter(), {}
         with (
             contextlib.closing(records),
             progress.bar(total=len(rows), desc="SSFL++", unit="scan") as bar,
         ):
             for record in records:
                 slices += record["n_slices"] if record["fresh"] else 0
+                counts.update(name for name in ("fresh", "again", "gone") if record.get(name))
+                if record.get("gone"):
+                    gone[record["scan_id"]] = record
                 bar.set_postfix_str(f"{slices / (time.perf_counter() - began):.0f} slices/s", refresh=False)
                 bar.update()
         with _writing(folder):
-            _consolidate(cohort, rows, folder)
-        result = load(out_dir, params)
+            _consolidate(cohort, rows, folder, gone)
+        result = replace(load(out_dir, params), history=_history(len(rows), counts))
     if (result.scans["status"] == "excluded").all():
         reason, count = Counter(result.scans["reason"]).most_common(1)[0]
         raise PreprocessError(f"all {len(rows)} scans are excluded, {count} of them as: {reason}")
     return result
+
+
+def _history(n: int, counts: Mapping[str, int]) -> str:
+    """What a run did, in one line."""
+    done = f"{counts['fresh']:,} of {n:,} scans preprocessed now, {n - counts['fresh'] - counts['gone']:,} found done"
+    again = f"; {counts['again']:,} of them anew, as their files or an earlier failure asked" if counts["again"] else ""
+    gone = f"; {counts['gone']:,} missing now, left out, their earlier slices kept" if counts["gone"] else ""
+    return done + again + gone
 
 
 def load(out_dir: str | Path, params: Params = DEFAULT, *, wait: bool = False) -> Preprocessed:
@@ -523,8 +552,12 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _consolidate(cohort: pd.DataFrame, rows: list[dict[str, str]], folder: Path) -> None:
+def _consolidate(
+    cohort: pd.DataFrame, rows: list[dict[str, str]], folder: Path, gone: Mapping[str, dict[str, Any]]
+) -> None:
     """The cohort's tables, in cohort order; scans.parquet last, as its being there says that all is done.
+
+    gone: records of scans that are missing now, by id: they have no slices, whatever lies in the cache.
 
     Some hundred scans at a time, so that memory does not grow with the cohort.
     """
@@ -537,9 +570,14 @@ def _consolidate(cohort: pd.DataFrame, rows: list[dict[str, str]], folder: Path)
     ):
         for first in range(0, len(rows), ROW_GROUP):
             group = rows[first : first + ROW_GROUP]
-            paths = [folder / "scans" / f"{stem(row['scan_id'])}.json" for row in group]
-            group_records = [files.read_json(path) for path in paths]
-            tables = [pq.read_table(path.with_suffix(".parquet")).cast(SLICES) for path in paths]
+            group_records, tables = [], []
+            for row in group:
+                path = folder / "scans" / f"{stem(row['scan_id'])}.json"
+                there = row["scan_id"] not in gone
+                group_records.append(files.read_json(path) if there else gone[row["scan_id"]])
+                tables.append(
+                    pq.read_table(path.with_suffix(".parquet")).cast(SLICES) if there else SLICES.empty_table()
+                )
             slices.write_table(pa.concat_tables(tables).combine_chunks())
             noted = [dict(zip(FINDINGS.names, f, strict=True)) for r in group_records for f in r["findings"]]
             findings.write_table(pa.Table.from_pylist(noted, schema=FINDINGS))

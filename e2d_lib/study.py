@@ -4,11 +4,7 @@ A profile is a YAML file: ``description``, ``all`` (parameters for every chapter
 each chapter. What it leaves out is the notebook's default.
 """
 
-import ast
 import contextlib
-import dataclasses
-import difflib
-import hashlib
 import logging
 import os
 import shutil
@@ -16,79 +12,18 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 import yaml
 
-import e2d_lib
 from e2d_lib import files
-from e2d_lib.chapter import DATA_CHAPTER, environment, resolve, root
-
-DONE = "done.json"
-
-
-class StudyError(ValueError):
-    """Something the user can mend; one line."""
+from e2d_lib.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
+from e2d_lib.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
 
 class ChapterFailed(RuntimeError):
     """A notebook stopped with an error; the message says which, where, why, and where its executed copy is."""
-
-
-KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-
-
-class Parameter(NamedTuple):
-    """A notebook's parameter: its default, and the types that a value may have."""
-
-    default: Any
-    kinds: tuple[type, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Notebook:
-    """A chapter's notebook and its declared parameters."""
-
-    path: Path
-    parameters: dict[str, Parameter]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def source_hash(self) -> str:
-        cells = nbformat.read(self.path, as_version=4).cells
-        return files.digest([[cell.cell_type, cell.source] for cell in cells])
-
-
-def notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
-    """The chapters in ``folder``, in order: every ``NN_name.ipynb``, with its parameters read from its tagged cell."""
-    paths = sorted(resolve(folder).glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise StudyError(
-            f"no chapters (NN_name.ipynb) in {resolve(folder)}: run from the checkout, or give --notebooks"
-        )
-    return [Notebook(path, declared_parameters(path)) for path in paths]
-
-
-def declared_parameters(path: Path) -> dict[str, Parameter]:
-    """The assignments in the one cell tagged ``parameters``, such as ``size: int = 96``; defaults are literals.
-
-    Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
-    """
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise StudyError(f"{path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
-    found = {}
-    for statement in ast.parse(cells[0].source).body:
-        if not isinstance(statement, ast.AnnAssign) or statement.value is None:
-            raise StudyError(f"{path.name}: line {statement.lineno} of the parameters is not 'name: type = value'")
-        names = [node.id for node in ast.walk(statement.annotation) if isinstance(node, ast.Name)]
-        kinds = tuple(KINDS[name] for name in names)
-        found[statement.target.id] = Parameter(ast.literal_eval(statement.value), kinds)
-    return found
 
 
 def load_yaml(kind: str, source: str | Path, folder: str | Path = "notebooks") -> tuple[Path, Any]:
@@ -138,25 +73,6 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _checked(where: str, name: str, value: Any, parameter: Parameter) -> Any:
-    """``value`` if it has a declared type; an int will do for a float, and the items of a list are as the default's."""
-    default, kinds = parameter
-    if type(value) is tuple:
-        value = list(value)
-    if float in kinds and type(value) in (int, str) and not (type(value) is str and str in kinds):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3, which lacks the dot, as text
-            return float(value)
-    if type(value) not in kinds:
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        raise StudyError(
-            f"{where}: {name} is {value!r} ({type(value).__name__}); expected {expected}, like {default!r}"
-        )
-    if isinstance(value, list) and default:
-        item = Parameter(default[0], (type(default[0]),))
-        return [_checked(where, f"{name} (an item)", one, item) for one in value]
-    return value
-
-
 def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Each chapter's values: its defaults, then each layer (where it is from, profile-like mapping) over them.
 
@@ -172,48 +88,17 @@ def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str,
                 continue
             short = [name for name in names if name == section or name[:2] == section]
             if section != "all" and not short:
-                raise StudyError(f"{where}: no chapter {section!r}{_hint(section, names)}")
+                raise StudyError(f"{where}: no chapter {section!r}{hint(section, names)}")
             allowed = takers if section == "all" else result[short[0]].keys()
             for name, value in values.items():
                 if name not in allowed:
                     whose = "no chapter" if section == "all" else short[0]
                     verb = "takes" if section == "all" else "does not take"
-                    raise StudyError(f"{where}: {whose} {verb} a parameter {name!r}{_hint(name, allowed)}")
+                    raise StudyError(f"{where}: {whose} {verb} a parameter {name!r}{hint(name, allowed)}")
                 for notebook in chapters:
                     if (section == "all" or notebook.name in short) and name in notebook.parameters:
-                        result[notebook.name][name] = _checked(where, name, value, notebook.parameters[name])
+                        result[notebook.name][name] = checked(where, name, value, notebook.parameters[name])
     return result
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-def _library_hash() -> str:
-    """Of the library's source: results are made again when what makes them changes."""
-    folder = Path(e2d_lib.__file__).parent
-    sources = sorted(folder.glob("*.py"))
-    return files.digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sources])
-
-
-def data_fingerprint(folder: Path) -> str:
-    """Names, sizes and times of change of all files at or below ``folder``; "" where there is nothing."""
-    if not folder.exists():
-        return ""
-    listing = hashlib.sha256()
-    stack = [folder]
-    while stack:
-        here = stack.pop()
-        entries = sorted(os.scandir(here), key=lambda e: e.name) if here.is_dir() else [here]
-        for entry in entries:
-            if not isinstance(entry, Path) and entry.is_dir():
-                stack.append(Path(entry.path))
-            else:
-                with contextlib.suppress(FileNotFoundError):  # a dangling link is the readers' to report
-                    stat = entry.stat()
-                    listing.update(f"{os.fspath(entry)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return listing.hexdigest()[:16]
 
 
 class Run:
@@ -221,12 +106,6 @@ class Run:
 
     def __init__(self, chapters: list[Notebook], parameters: dict[str, dict[str, Any]], run_dir: Path):
         self.chapters, self.parameters, self.dir = chapters, parameters, run_dir
-        self._library = _library_hash()
-
-    def key(self, notebook: Notebook) -> str:
-        """What the chapter's results depend on besides the chapters it reads."""
-        parameters = {k: v for k, v in self.parameters[notebook.name].items() if k != "run_dir"}
-        return files.digest([notebook.source_hash, parameters, self._library])
 
     def folder(self, name: str) -> Path:
         """Of a chapter: its own, or the cell of a sweep that its parameters name."""
@@ -238,25 +117,21 @@ class Run:
         except (OSError, ValueError):
             return None
 
-    def _result(self, name: str) -> str | None:
-        """What a chapter that read ``name`` depends on; None while there is nothing."""
-        return (self._done(name) or {}).get("result")
-
     def _data_state(self) -> str:
         """The state of the files that chapter 01 describes: the user's data, or the phantom it wrote."""
         try:
-            return data_fingerprint(resolve(files.read_json(self.dir / DATA_CHAPTER / "cohort.json")["data_root"]))
+            return data_fingerprint(RunFolder(self.dir).data_root)
         except (OSError, ValueError, KeyError):
             return ""
 
     def current(self, notebook: Notebook) -> dict[str, Any] | None:
         """The record of the chapter's last run, if doing it again would give the same; None if it has to run."""
         done = self._done(notebook.name)
-        if done is None or done["key"] != self.key(notebook):
+        if done is None or done["key"] != notebook.key(self.parameters[notebook.name]):
             return None
         if notebook.name == DATA_CHAPTER and done["data_state"] != self._data_state():
             return None
-        return done if all(self._result(name) == key for name, key in done["inputs"].items()) else None
+        return done if all(result_of(self.dir / name) == key for name, key in done["inputs"].items()) else None
 
     def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
         """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
@@ -264,11 +139,9 @@ class Run:
 
         folder = self.folder(notebook.name)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / DONE).unlink(missing_ok=True)
         running, good, bad = (folder / f"notebook{tail}.ipynb" for tail in (".running", "", ".failed"))
         started = time.perf_counter()
-        status, reason = "done", ""
-        with _plain_progress(progress):
+        with _kernel_environment(notebook, progress):
             try:
                 papermill.execute_notebook(
                     os.path.relpath(notebook.path),
@@ -283,36 +156,18 @@ class Run:
             except papermill.PapermillExecutionError as error:
                 if error.ename != "NotApplicable":
                     running.replace(bad)
+                    (folder / DONE).unlink(missing_ok=True)  # where it failed before it was opened
                     raise ChapterFailed(
                         f"{notebook.name} failed in cell {error.cell_index + 1}, [{error.exec_count}]: "
-                        f"{error.ename}: {one_line(error.evalue)}; executed copy: {bad.as_posix()}"
+                        f"{error.ename}: {one_line(error.evalue)}; executed copy: {shown(bad)}"
                     ) from None
-                status, reason = "not applicable", one_line(error.evalue)
         bad.unlink(missing_ok=True)
         _tidy(running)
         running.replace(good)
-        return self._record(notebook, status, reason, time.perf_counter() - started)
-
-    def _record(self, notebook: Notebook, status: str, reason: str, seconds: float) -> dict[str, Any]:
-        folder = self.folder(notebook.name)
-        try:
-            inputs = files.read_json(folder / "provenance.json")["inputs"] if status == "done" else []
-        except OSError:
-            raise ChapterFailed(f"{notebook.name} ended without chapter.finish(…), so nothing is recorded") from None
-        if status != "done":  # it said so after reading what came before it
-            inputs = [c.name for c in self.chapters if c.name < notebook.name and self._done(c.name)]
-        done = {
-            "key": self.key(notebook),
-            "inputs": {name: self._result(name) for name in inputs},
-            "data_state": self._data_state() if notebook.name == DATA_CHAPTER else "",
-            "status": status,
-            "reason": reason,
-            "seconds": round(seconds, 1),
-        }
-        # What chapters that read this one depend on: the recipe, all the way up.
-        done["result"] = files.digest([done["key"], done["inputs"], done["data_state"]])
-        files.write_json(folder / DONE, done)
-        return done
+        done = self._done(notebook.name)
+        if done is None:
+            raise ChapterFailed(f"{notebook.name} ended without chapter.finish(…), so nothing is recorded")
+        return done | {"seconds": round(time.perf_counter() - started, 1)}  # the kernel's start is in it
 
     def write_provenance(self, profile: str) -> None:
         """``<run>/provenance.json``: what ran, with which parameters, on what, for how long."""
@@ -354,12 +209,12 @@ def run(
     chosen = _chosen(chapters, only)
     _check_data(parameters)
     study = Run(chapters, parameters, resolve(given["run_dir"]))
-    say(f"{profile} -> {study.dir.as_posix()}")
+    say(f"{profile} -> {shown(study.dir)}")
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
         done = None if fresh else study.current(notebook)
         if done:
-            say(f"{head}: up to date ({_state(done)})")
+            say(f"{head}: up to date ({_state(done)}{', run by hand' if done['by_hand'] else ''})")
         elif dry_run:
             say(f"{head}: would run")
         else:
@@ -379,10 +234,19 @@ def _state(done: Mapping[str, Any]) -> str:
 
 
 def given_parameters(profile: str, data_root: str, out: str) -> dict[str, str]:
-    """The parameters that the commands' own options give, for every chapter that takes them."""
+    """The parameters that the commands' own options give, for every chapter that takes them.
+
+    Paths on the command line mean the working directory, as everywhere; in parameters they mean the study's `root`.
+    """
     stem = Path(profile).stem
     default = f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
-    return {"run_dir": out or default, **({"data_root": data_root} if data_root else {})}
+    run_dir = _from_root(out) if out else default
+    return {"run_dir": run_dir, **({"data_root": _from_root(data_root)} if data_root else {})}
+
+
+def _from_root(path: str) -> str:
+    full = Path(os.path.abspath(Path(path).expanduser()))
+    return (full.relative_to(root()) if full.is_relative_to(root()) else full).as_posix()
 
 
 def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
@@ -403,7 +267,7 @@ def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
     for item in only:
         match = [name for name in names if name == item or name[:2] == item.zfill(2)]
         if not match:
-            raise StudyError(f"no chapter {item!r}{_hint(item, names)}")
+            raise StudyError(f"no chapter {item!r}{hint(item, names)}")
         wanted += match
     return [notebook for notebook in chapters if not wanted or notebook.name in wanted]
 
@@ -413,19 +277,19 @@ def one_line(text: object) -> str:
 
 
 @contextlib.contextmanager
-def _plain_progress(progress: bool):
-    """Ask the kernel, through the environment it inherits, for bars that a terminal shows."""
+def _kernel_environment(notebook: Notebook, progress: bool):
+    """Tell the kernel, through the environment it inherits: bars that a terminal shows, and where its notebook is."""
     # Papermill's own parser warns about a parameter line with a second "="; ours has read it already.
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    before = os.environ.get("E2D_PROGRESS")
-    os.environ["E2D_PROGRESS"] = "plain" if progress else "off"
+    before = dict(os.environ)
+    os.environ |= {"E2D_PROGRESS": "plain" if progress else "off", "E2D_NOTEBOOKS": str(notebook.path.parent)}
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["E2D_PROGRESS"]
-        else:
-            os.environ["E2D_PROGRESS"] = before
+        for name in ("E2D_PROGRESS", "E2D_NOTEBOOKS"):
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
 
 
 def _tidy(path: Path) -> None:

@@ -28,7 +28,8 @@ from joblib import effective_n_jobs
 from sklearn.model_selection import ParameterGrid
 
 from e2d_lib import files, parallel, progress, study
-from e2d_lib.chapter import resolve
+from e2d_lib.chapter import DONE
+from e2d_lib.notebook import resolve, shown
 
 ABLATIONS = "ablations"
 """Folder of a run's sweeps; its ``done.json`` changes with their results, so that chapter 6 is then out of date."""
@@ -134,7 +135,7 @@ def run(
         own = {NOTEBOOK: {**values, "cell": f"{ABLATIONS}/{grid.name}/{name}"}}
         parameters = study.plan(chapters, *layers, (f"grid {grid.name}, cell {name}", own))
         runs[name] = study.Run(chapters, parameters, run_dir)
-    say(f"{grid.name} -> {(run_dir / ABLATIONS / grid.name).as_posix()}: {len(runs)} cells")
+    say(f"{grid.name} -> {shown(run_dir / ABLATIONS / grid.name)}: {len(runs)} cells")
     study.run(
         profile,
         data_root=data_root,
@@ -163,8 +164,8 @@ def run(
                 failed[name] = error
             bar.set_postfix_str(f"{name}{': failed' if error else ''}", refresh=False)
             bar.update()
-    finished = sorted(files.read_json(path)["result"] for path in (run_dir / ABLATIONS).glob(f"*/*/{study.DONE}"))
-    files.write_json(run_dir / ABLATIONS / study.DONE, {"result": files.digest(finished)})
+    finished = sorted(files.read_json(path)["result"] for path in (run_dir / ABLATIONS).glob(f"*/*/{DONE}"))
+    files.write_json(run_dir / ABLATIONS / DONE, {"result": files.digest(finished)})
     if failed:
         raise study.ChapterFailed(f"{len(failed)} of {len(runs)} cells failed: " + "; ".join(failed.values()))
     return compare(

@@ -789,3 +789,37 @@ def test_file_names_of_scans_are_safe_and_distinct():
     names = [preprocess.stem(scan_id) for scan_id in ids]
     assert len({name.lower() for name in names}) == len(ids)
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") and len(name) < 90 for name in names)
+
+
+class TestWhatIsThereIsNotMadeWorse:
+    def test_no_scan_to_be_found_changes_nothing(self, tmp_path, data):
+        done = run(cohort_of(data), tmp_path / "cache", SMALL, n_jobs=1)
+        before = tree(done.folder)
+        cohort = cohort_of(data)
+        data.rename(tmp_path / "moved")
+        with pytest.raises(PreprocessError, match="missing path"):
+            run(cohort, tmp_path / "cache", SMALL, n_jobs=1)
+        assert tree(done.folder) == before
+        assert list(load(tmp_path / "cache", SMALL).scans["status"]) == list(done.scans["status"])
+
+    def test_one_scan_gone_is_excluded_and_its_slices_stay_for_when_it_is_back(self, tmp_path, data):
+        cohort = cohort_of(data)
+        first = run(cohort, tmp_path / "cache", SMALL, n_jobs=1)
+        gone = Path(cohort.loc[1, "path"])
+        gone.rename(tmp_path / "gone")
+        second = run(cohort, tmp_path / "cache", SMALL, n_jobs=1)
+        assert second.scans.loc[1, "status"] == "excluded" and "missing" in second.scans.loc[1, "reason"]
+        assert second.slices["scan_id"].nunique() == len(cohort) - 1
+        assert "1 missing now" in second.history and "0 of 3 scans preprocessed now" in second.history
+        (tmp_path / "gone").rename(gone)
+        third = run(cohort, tmp_path / "cache", SMALL, n_jobs=1)
+        assert "0 of 3 scans preprocessed now, 3 found done" in third.history
+        pd.testing.assert_frame_equal(third.scans, first.scans)
+        pd.testing.assert_frame_equal(third.slices, first.slices)
+
+    def test_a_cache_that_was_rebuilt_says_so(self, tmp_path, data):
+        cohort = cohort_of(data)
+        assert run(cohort, tmp_path / "cache", SMALL, n_jobs=1).history.startswith("3 of 3 scans preprocessed now, 0 f")
+        next(Path(cohort.loc[0, "path"]).iterdir()).unlink()
+        again = run(cohort, tmp_path / "cache", SMALL, n_jobs=1).history
+        assert again.startswith("1 of 3 scans preprocessed now, 2 found done; 1 of them anew")

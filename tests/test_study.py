@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from e2d_lib import cli, study
+from e2d_lib.chapter import Chapter
+from e2d_lib.notebook import Notebook, resolve, root
+from tests.conftest import ROOT
 
 OPENING = "from e2d_lib.chapter import Chapter\nchapter = Chapter.open({name!r}, globals())"
 
@@ -36,7 +40,8 @@ def project(tmp_path, monkeypatch):
         folder,
         "01_data_exploration",
         'run_dir: str = "results/x"\ndata_root: str = ""\ncount: int = 5  # of things = many',
-        'chapter.save_json("cohort.json", {"data": "phantom", "data_root": chapter.run_dir / "phantom"})\n'
+        'data_root = chapter.store(chapter.run_dir / "phantom")\n'
+        'chapter.save_json("cohort.json", {"data": "phantom", "data_root": data_root})\n'
         "chapter.finish(count=count)",
     )
     make_notebook(
@@ -186,3 +191,77 @@ def test_the_fingerprint_sees_a_changed_an_added_and_a_removed_file(tmp_path):
     seen.append(study.data_fingerprint(tmp_path))
     assert len(set(seen)) == 4
     assert study.data_fingerprint(tmp_path / "none") == ""
+
+
+def by_hand(name: str, cwd: Path | str, **parameters) -> None:
+    """A chapter as plain papermill runs it, from any folder; its copy goes nowhere."""
+    path = Path.cwd() / "notebooks" / f"{name}.ipynb"
+    papermill.execute_notebook(str(path), None, parameters=parameters, cwd=str(cwd), progress_bar=False)
+
+
+@pytest.mark.notebook
+def test_a_chapter_run_by_hand_is_recognised_with_its_parameters(project, capsys):
+    assert e2d("--out", "results/small") == 0
+    by_hand("02_double", "notebooks", run_dir="results/small", scale=7.0)
+    assert headline("02_double")["double"]["value"] == 21.0
+    assert not Path("notebooks/results").exists()
+    capsys.readouterr()
+    assert e2d("-p", "scale=7", "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "up to date" in said[2] and "by hand" in said[2] and "would run" in said[3]  # what read the old one is not
+    assert e2d() == 0
+    assert headline("02_double")["double"]["value"] == 6.0  # the runner's own parameters are another result
+
+
+@pytest.mark.notebook
+def test_a_chapter_with_a_changed_cell_or_left_in_the_middle_is_run_again(project, capsys):
+    assert e2d() == 0
+    shell = get_ipython_like(Path("notebooks/02_double.ipynb"))
+    for cells, current in (
+        (shell, True),
+        ([*shell[:-1], shell[-1].replace("scale * count", "scale + count")], False),
+        (shell[:-1], False),
+        ([*shell[:-1], "scale = 5", shell[-1]], False),
+        ([shell[-1], *shell], True),  # a cell of an earlier round, before all was run again
+    ):
+        assert Notebook.of_chapter("02_double").was_run(cells, last=True) is current
+    assert Notebook.of_chapter("02_double").was_run(shell[:2], last=False)
+    Chapter("02_double", {"run_dir": "results/small"})  # opened in JupyterLab, and no further
+    capsys.readouterr()
+    assert e2d("--dry-run") == 0
+    assert "would run" in capsys.readouterr().out.splitlines()[2]
+
+
+def get_ipython_like(path: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.notebook
+def test_a_run_that_was_moved_is_up_to_date_and_on_its_own(project, capsys):
+    assert e2d() == 0
+    stored = json.loads(Path("results/small/01_data_exploration/cohort.json").read_text())
+    assert stored["data_root"] == "phantom"  # relative to the run
+    Path("results/small").rename("elsewhere")
+    capsys.readouterr()
+    assert e2d("--out", "elsewhere") == 0
+    assert capsys.readouterr().out.count("up to date") == 3
+    assert not Path("results/small").exists()
+
+
+def test_the_study_is_found_from_below_and_paths_of_the_command_line_mean_the_working_directory(project, monkeypatch):
+    monkeypatch.chdir(project / "notebooks" / "profiles")
+    assert root() == project and resolve("results/x") == project / "results" / "x"
+    assert study.given_parameters("demo", "", "")["run_dir"] == "results/demo"
+    assert study.given_parameters("demo", "../../data", "here") == {
+        "run_dir": "notebooks/profiles/here",
+        "data_root": "data",
+    }
+    monkeypatch.chdir("/")
+    assert study.given_parameters("demo", "data", "")["data_root"] == "/data"
+
+
+def test_a_folder_of_notebooks_that_are_no_chapters_is_not_the_study(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert root() == ROOT  # the checkout that the library is installed from
+    assert resolve("~") == Path.home()
