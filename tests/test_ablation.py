@@ -189,7 +189,7 @@ def test_a_sweep_in_words(tmp_path):
             "difference": [np.nan, -0.2, 0.1],
             "difference_low": [np.nan, -0.3, -0.1],
             "difference_high": [np.nan, -0.1, 0.3],
-            "p_holm": [np.nan, 0.01, 0.6],
+            "p_holm": [np.nan, 0.01, 0.06],
         }
     )
     (line,) = ablation.in_words("window", table)

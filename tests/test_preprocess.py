@@ -507,10 +507,13 @@ class TestAgain:
 
     def test_size_report_counts_the_bytes_on_disk(self, tmp_path, data):
         pre = run(cohort_of(data), tmp_path / "out", SMALL, n_jobs=1)
-        report = preprocess.size_report(pre).set_index("part")["bytes"]
+        table = preprocess.size_report(pre).set_index("part")
+        report = table["bytes"]
         assert report["originals"] == sum(p.stat().st_size for p in data.rglob("*.jpg"))
         assert report["cached pixels"] == sum(p.stat().st_size for p in pre.folder.rglob("*.npy"))
         assert report["tables"] == sum(p.stat().st_size for p in pre.folder.glob("*.parquet"))
+        assert table.loc["originals", "share"] == 1
+        assert (table["share"] * report["originals"]).to_numpy() == pytest.approx(report.to_numpy())
 
 
 class TestFailures:

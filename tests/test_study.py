@@ -179,6 +179,16 @@ def test_a_float_parameter_takes_what_reads_as_one(project, text, value):
     assert parameters["02_double"]["scale"] == value and type(parameters["02_double"]["scale"]) is float
 
 
+def test_a_changed_library_makes_a_chapter_run_again(project, monkeypatch):
+    chapters = study.notebooks()
+    parameters = study.plan(chapters)
+    keys = []
+    for library in ("before", "after", "after"):
+        monkeypatch.setattr(study, "_library_hash", lambda library=library: library)
+        keys.append([study.Run(chapters, parameters, Path("run")).key(chapter) for chapter in chapters])
+    assert keys[1] == keys[2] and not set(keys[0]) & set(keys[1])
+
+
 def test_the_fingerprint_sees_a_changed_an_added_and_a_removed_file(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"1")

@@ -251,6 +251,17 @@ class TestFit:
         assert result.history["valid_loss"].iloc[-1] < 0.3
         assert list(result.history.columns) == ["epoch", "lr", "loss", "valid_loss", "valid_auc", "valid_f1"]
 
+    def test_weight_decay_is_the_recipes(self, tmp_path, monkeypatch):
+        """Heard where PyTorch gets it, and felt in the weights: much decay leaves smaller ones."""
+        heard, plain = [], torch.optim.AdamW
+        monkeypatch.setattr(torch.optim, "AdamW", lambda *a, **k: heard.append(k["weight_decay"]) or plain(*a, **k))
+        sizes = []
+        for decay in (0.0, 50.0):
+            result = run(tmp_path / str(decay), epochs=1, weight_decay=decay)
+            weights = load_file(result.path)
+            sizes.append(sum(float(w.float().square().sum()) for name, w in weights.items() if name.endswith("weight")))
+        assert heard == [0.0, 50.0] and sizes[1] < 0.95 * sizes[0]
+
     def test_predictions_are_those_of_the_kept_weights(self, tmp_path):
         valid = toy(8, seed=1)
         result = run(tmp_path, valid=valid, ema=0.9)
