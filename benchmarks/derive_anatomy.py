@@ -1,7 +1,7 @@
-"""Derive ``e2d_lib/data/chest_nurbs.npz`` from the source distribution of gecatsim (XCIST).
+"""Derive ``e2d_lib/phantom/data/chest_nurbs.npz`` from the source distribution of gecatsim (XCIST).
 
     pip download --no-deps --no-binary :all: gecatsim
-    python benchmarks/derive_anatomy.py gecatsim-1.6.9.tar.gz e2d_lib/data
+    python benchmarks/derive_anatomy.py gecatsim-1.6.9.tar.gz e2d_lib/phantom/data
 
 Keeps four cubic B-spline surfaces of ``vmale50_chest_less_surfaces.nrb`` (skin, sternum, lungs; the head and ears are
 left out) as float32 control points (rows, columns, 3) in mm with their knots, and copies the licence beside them.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e2d_lib import files
+from e2d_lib import io
 
 SURFACES = {"chest_surface": "body", "sternum": "sternum", "rlung": "lung_r", "llung": "lung_l"}
 """Name in the .nrb file: name in the package data."""
@@ -55,9 +55,9 @@ def main() -> None:
         points, row_knots, column_knots = surfaces[source]
         arrays[f"{name}_points"] = points.astype(np.float32)
         arrays[f"{name}_row_knots"], arrays[f"{name}_column_knots"] = row_knots, column_knots
-    with files.replacing(arguments.out / "chest_nurbs.npz") as tmp, open(tmp, "wb") as file:
+    with io.replacing(arguments.out / "chest_nurbs.npz") as tmp, open(tmp, "wb") as file:
         np.savez_compressed(file, **arrays)
-    files.write_text(arguments.out / "LICENSE-gecatsim.txt", licence)
+    io.write_text(arguments.out / "LICENSE-gecatsim.txt", licence)
 
 
 if __name__ == "__main__":

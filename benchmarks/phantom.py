@@ -19,7 +19,10 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from e2d_lib import ablation, cohort, metrics, phantom, readers, ssfl
+from e2d_lib.evaluation import ablation, metrics
+from e2d_lib.method import ssfl
+from e2d_lib.phantom import phantom
+from e2d_lib.scans import cohort, readers
 
 PAPER = {"spatial": 0.4182, "slices": 0.4983, "total": 0.7082}
 """Reductions of the published table's Total row (method.md §6)."""

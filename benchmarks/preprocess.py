@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from joblib.externals.loky import get_reusable_executor
 
-from e2d_lib import phantom, preprocess
-from e2d_lib.cohort import read_cohort
+from e2d_lib.method import preprocess
+from e2d_lib.phantom import phantom
+from e2d_lib.scans.cohort import read_cohort
 
 TRAINING_SLICES = 385_631 / 1358
 """Mean slices of a COV19-CT-DB training scan (method.md §1)."""

@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from e2d_lib import ssfl
+from e2d_lib.method import ssfl
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = 4
@@ -30,7 +30,7 @@ BLOCK = 4
 
 def phantom_slices(n: int) -> Iterator[np.ndarray]:
     """n 512 x 512 slices, spread from base to apex over a few phantom patients."""
-    from e2d_lib import phantom
+    from e2d_lib.phantom import phantom
 
     for seed in range(4):
         patient = phantom.patient(seed, n_slices=n, positive=seed % 2 == 1)
@@ -38,8 +38,8 @@ def phantom_slices(n: int) -> Iterator[np.ndarray]:
 
 
 def dicom_slices(folder: Path) -> Iterator[np.ndarray]:
-    from e2d_lib.cohort import read_cohort
-    from e2d_lib.readers import open_scan
+    from e2d_lib.scans.cohort import read_cohort
+    from e2d_lib.scans.readers import open_scan
 
     for row in read_cohort(folder).to_dict("records"):
         scan = open_scan(row)

@@ -25,10 +25,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
-from e2d_lib.dataset import ScanSlices
-from e2d_lib.model import ModelConfig
+from e2d_lib.network.model import ModelConfig
+from e2d_lib.network.slices import ScanSlices
+from e2d_lib.network.training import Batch, Recipe, Run, batch, plan, resolve_device
 from e2d_lib.progress import bar
-from e2d_lib.training import Batch, Recipe, Run, batch, plan, resolve_device
 
 
 def cohort(scans: int, size: int, device: torch.device) -> ScanSlices:

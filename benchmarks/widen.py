@@ -17,7 +17,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from e2d_lib import files
+from e2d_lib import io
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)")
 
@@ -56,7 +56,7 @@ def main() -> None:
     if [v.shape for v in source.values()] != [v.shape for v in names.values()]:
         parser.error(f"{arguments.lite2} does not hold the tensors of EfficientNet-Lite2")
     state = widen(dict(zip(names, source.values(), strict=True)))
-    with files.replacing(arguments.out) as tmp:
+    with io.replacing(arguments.out) as tmp:
         save_file({name: value.contiguous() for name, value in state.items()}, tmp)
 
 

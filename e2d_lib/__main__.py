@@ -2,7 +2,7 @@
 
 import sys
 
-from e2d_lib.cli import main
+from e2d_lib.study.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -63,14 +63,14 @@ BREAKAGES = [
     chapter("broken", C7, 'spoilt[view].ne("")', 'spoilt[view].eq("")'),
     chapter("removed", C7, "whole.loc[view, 'total_delta']:.1%", "1 - whole.loc[view, 'total_delta']:.1%"),
     chapter("empty", C7, "{empty[view]:.0%}", "{1 - empty[view]:.0%}"),
-    Breakage("decay", "e2d_lib/training.py", "weight_decay=recipe.weight_decay", "weight_decay=0.3",
-             "tests/test_training.py -k decay"),
-    Breakage("words", "e2d_lib/ablation.py", 'tested["p_holm"] < 0.05]', 'tested["p_holm"] < 0.5]',
-             "tests/test_ablation.py -k words"),
-    Breakage("key", "e2d_lib/notebook.py", "self._cells, values, library_hash()]", "self._cells, values]",
-             "tests/test_study.py -k library"),
-    Breakage("size", "e2d_lib/preprocess.py", 'report["bytes"] / max(parts["originals"], 1)',
-             'max(parts["originals"], 1) / report["bytes"]', "tests/test_preprocess.py -k size_report"),
+    Breakage("decay", "e2d_lib/network/training.py", "weight_decay=recipe.weight_decay", "weight_decay=0.3",
+             "tests/network/test_training.py -k decay"),
+    Breakage("words", "e2d_lib/evaluation/ablation.py", 'tested["p_holm"] < 0.05]', 'tested["p_holm"] < 0.5]',
+             "tests/evaluation/test_ablation.py -k words"),
+    Breakage("key", "e2d_lib/study/notebook.py", "self._cells, values, library_hash()]", "self._cells, values]",
+             "tests/study/test_runner.py -k library"),
+    Breakage("size", "e2d_lib/method/preprocess.py", 'report["bytes"] / max(parts["originals"], 1)',
+             'max(parts["originals"], 1) / report["bytes"]', "tests/method/test_preprocess.py -k size_report"),
 ]  # fmt: skip
 
 

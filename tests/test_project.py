@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from e2d_lib import study
-from e2d_lib.notebook import declared_parameters
+from e2d_lib.study import runner
+from e2d_lib.study.notebook import declared_parameters
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -107,9 +107,9 @@ def test_every_parameter_is_used_and_explained():
 
 @pytest.mark.parametrize("profile", sorted((ROOT / "notebooks" / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_shipped_profile_names_known_parameters_and_holds_only_what_differs(profile):
-    chapters = study.notebooks(ROOT / "notebooks")
-    content = study.load_profile(profile)
-    study.plan(chapters, (profile.stem, content))
+    chapters = runner.notebooks(ROOT / "notebooks")
+    content = runner.load_profile(profile)
+    runner.plan(chapters, (profile.stem, content))
     defaults = {chapter.name: chapter.parameters for chapter in chapters}
     for section, values in content.items():
         if section in defaults:
@@ -136,5 +136,5 @@ def test_preprocessing_imports_neither_torch_nor_the_notebook_side():
 
 def test_no_pickle_and_no_global_random_state():
     forbidden = re.compile(r"\bpickle\b\.|np\.random\.(seed|rand|normal|choice)\(|weights_only=False|yaml\.load\(")
-    for path in (ROOT / "e2d_lib").glob("*.py"):
+    for path in (ROOT / "e2d_lib").rglob("*.py"):
         assert not forbidden.search(path.read_text()), path.name

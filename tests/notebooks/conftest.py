@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 
-from e2d_lib import cli, files, preprocess, study
+from e2d_lib import io
+from e2d_lib.method import preprocess
+from e2d_lib.study import cli, runner
 from tests.conftest import ROOT
 
 
@@ -14,13 +16,13 @@ class Results:
         self.dir = folder
 
     def headline(self, chapter: str) -> dict:
-        return files.read_json(self.dir / chapter / "headline.json")["headline"]
+        return io.read_json(self.dir / chapter / "headline.json")["headline"]
 
     def table(self, chapter: str, name: str) -> pd.DataFrame:
         return pd.read_csv(self.dir / chapter / "tables" / f"{name}.csv", keep_default_na=False, na_values=["nan"])
 
     def scans(self) -> pd.DataFrame:
-        made = files.read_json(self.dir / "02_ssflpp_preprocessing" / "preprocessed.json")
+        made = io.read_json(self.dir / "02_ssflpp_preprocessing" / "preprocessed.json")
         return preprocess.load(made["cache"], preprocess.Params(**made["params"])).scans
 
 
@@ -35,4 +37,4 @@ def ci_run(tmp_path_factory) -> Results:
 
 @pytest.fixture(scope="session")
 def chapters() -> list[str]:
-    return [notebook.name for notebook in study.notebooks(ROOT / "notebooks")]
+    return [notebook.name for notebook in runner.notebooks(ROOT / "notebooks")]

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from e2d_lib import cli, files, preprocess
+from e2d_lib import io
+from e2d_lib.method import preprocess
+from e2d_lib.study import cli
 from tests.conftest import ROOT
 from tests.notebooks.conftest import Results
 
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.notebook
 
 def test_every_chapter_is_executed_and_leaves_its_record(ci_run, chapters):
     assert len(chapters) >= 5
-    provenance = files.read_json(ci_run.dir / "provenance.json")
+    provenance = io.read_json(ci_run.dir / "provenance.json")
     for chapter in chapters:
         folder = ci_run.dir / chapter
         executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
@@ -23,7 +25,7 @@ def test_every_chapter_is_executed_and_leaves_its_record(ci_run, chapters):
         assert all(cell.execution_count for cell in code), chapter
         assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
         assert provenance["chapters"][chapter]["status"] == "done"
-        headline = files.read_json(folder / "headline.json")
+        headline = io.read_json(folder / "headline.json")
         assert headline["data"] == "phantom" and headline["headline"]
         assert list((folder / "figures").glob("*.png")) and list((folder / "tables").glob("*.csv"))
     assert not list(ci_run.dir.rglob("*.tmp")) and not list(ci_run.dir.rglob("*.pkl"))
@@ -142,7 +144,7 @@ def test_real_ct_goes_through_exploration_preprocessing_and_reduction(shared, tm
     )
     headline = Results(out).headline("03_reduction_statistics")
     assert headline["area_delta"]["value"] == pytest.approx(delta.mean(), abs=1e-12)
-    made = files.read_json(out / "02_ssflpp_preprocessing" / "preprocessed.json")
+    made = io.read_json(out / "02_ssflpp_preprocessing" / "preprocessed.json")
     slices = preprocess.load(made["cache"], preprocess.Params(**made["params"])).slices
     columns = ["row0", "row1", "col0", "col1"]
     np.testing.assert_array_equal(slices[columns], golden[columns])

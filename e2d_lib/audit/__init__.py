@@ -1,0 +1,1 @@
+"""The register of discrepancies in the paper's table and released code; a leaf."""

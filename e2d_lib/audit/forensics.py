@@ -1,0 +1,249 @@
+"""What a printed score can be a score of: integer arithmetic on saved macro F1 and AUC values, and on slice counts.
+
+A score of n cases is a fraction of small integers, and a printed double tells such fractions apart: so it says how many
+cases there were, and how many were wrong. Everything is decided in exact rational arithmetic on the printed double;
+floating point only narrows the search. Distances are in spacings of doubles in [0.5, 1), 2^-53, where a correctly
+rounded result is at most half a spacing away and scikit-learn's few roundings at most some four.
+"""
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.special import gammaln
+
+from e2d_lib.method.ssfl import TRIM_HEAD, TRIM_SHORT, TRIM_TAIL, TRIM_TAIL_SHORT
+
+SPACING = Fraction(1, 2**53)
+
+
+class Totals(NamedTuple):
+    """A solution of `f1_totals`: ``rows`` cases, ``errors`` = FN + FP, ``imbalance`` = |TP - TN|."""
+
+    rows: int
+    errors: int
+    imbalance: int
+    distance: float
+    """exact value of the fraction less the score, in spacings of 2^-53"""
+
+
+class Positives(NamedTuple):
+    """A solution of `auc_positives`: positive and negative cases, and twice the pairs ranked rightly (ties: one)."""
+
+    positives: int
+    negatives: int
+    doubled_pairs: int
+    distance: float
+    """exact value of the fraction less the score, in spacings of 2^-53"""
+
+
+# Macro F1 ----------------------------------------------------------------------------------------------------------
+
+
+def macro_f1(rows: int, errors: int, imbalance: int) -> Fraction:
+    """Macro F1 of any confusion matrix with these totals: 1 - rows · errors / (rows² - imbalance²), exactly.
+
+    With a = TP, b = TN, e = FN + FP the two F1 values are 2a / (2a + e) and 2b / (2b + e); a + b = rows - e and
+    |a - b| = imbalance give the rest. How e divides into FN and FP, and which class is which, makes no difference.
+
+    >>> macro_f1(10, 2, 0)                     # TP = TN = 4, two errors: 8/10 each
+    Fraction(4, 5)
+    """
+    return 1 - Fraction(rows * errors, rows * rows - imbalance * imbalance)
+
+
+def f1_totals(
+    score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0), spacings: float = 4.0
+) -> list[Totals]:
+    """Every (rows, errors, imbalance) whose macro F1 is ``score`` to within ``spacings`` · 2^-53, nearest first.
+
+    ``rows``: numbers of cases to try. ``wrong``: smallest and largest share of errors. All confusion matrices in that
+    range are covered: for each number of cases and of errors, imbalance² = rows² - rows · errors / (1 - score) must be
+    the square of an integer of the parity of rows - errors. A share of errors above 1 - score has no solution (macro
+    F1 is at most the accuracy). Raises ValueError for scores outside (0, 1) and for ``spacings`` that are too many to
+    decide by the nearest square.
+
+    >>> [tuple(t[:3]) for t in f1_totals(0.8, range(1, 11))]
+    [(5, 1, 0), (9, 1, 6), (10, 2, 0)]
+    """
+    _open_unit(score, "macro F1")
+    exact, loss = Fraction(score), 1 - score
+    found = []
+    for n in rows:
+        errors, square = _squares(score, n, wrong)
+        if not errors.size:
+            continue
+        # What the window on the score is on imbalance², and what float64 itself can be off by.
+        tolerance = n * errors[-1] / loss**2 * spacings * float(SPACING) + 4e-16 * n * n
+        if tolerance > 0.25:
+            raise ValueError(f"{spacings:g} spacings are too many for {n} rows: the score has too few digits")
+        root = np.rint(np.sqrt(np.maximum(square, 0.0)))
+        for index in np.flatnonzero(np.abs(root * root - square) <= tolerance):
+            e, d = int(errors[index]), int(root[index])
+            if (n - e - d) % 2 or d > n - e:
+                continue
+            distance = float((macro_f1(n, e, d) - exact) / SPACING)
+            if abs(distance) <= spacings:
+                found.append(Totals(n, e, d, distance))
+    return sorted(found, key=lambda t: (abs(t.distance), t.rows))
+
+
+def f1_nearest(score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """(len(rows),) float64: how near to ``score`` the macro F1 of any confusion matrix of so many cases can come.
+
+    In spacings of 2^-53, to float64's own accuracy (a spacing or so); infinite where no number of errors fits. For the
+    figure: `f1_totals` decides.
+    """
+    _open_unit(score, "macro F1")
+    loss, nearest = 1 - score, np.full(len(rows), np.inf)
+    for position, n in enumerate(rows):
+        errors, square = _squares(score, n, wrong)
+        for first in range(min(2, errors.size)):  # imbalance has the parity of rows - errors
+            e, wanted = errors[first::2], square[first::2]
+            parity = (n - e[0]) % 2
+            root = 2 * np.rint((np.sqrt(np.maximum(wanted, 0.0)) - parity) / 2) + parity
+            gap = (np.abs(root * root - wanted) / e).min() * loss**2 / n
+            nearest[position] = min(nearest[position], gap / float(SPACING))
+    return nearest
+
+
+def f1_chance(score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0), spacings: float = 4.0) -> float:
+    """How many solutions `f1_totals` is expected to find for a number near ``score`` that is no such fraction.
+
+    For each number of rows and each imbalance, the errors that would be needed are a real number; it must fall on an
+    integer of the right parity. Linear in ``spacings``: with eight decimals these are 0.5e-8 · 2^53.
+    """
+    _open_unit(score, "macro F1")
+    n = np.asarray(rows, dtype=float)
+    loss = 1 - score
+    high = np.sqrt(max(0.0, 1 - wrong[0] / loss))
+    low = np.sqrt(max(0.0, 1 - wrong[1] / loss))
+    return float(spacings * float(SPACING) * ((high - high**3 / 3) - (low - low**3 / 3)) * (n * n).sum())
+
+
+def false_negatives(totals: Totals, positives: int) -> list[int]:
+    """FN that ``positives`` of the rows being positive leaves possible, for either sign of TP - TN; FP is the rest.
+
+    >>> false_negatives(Totals(10, 2, 0, 0.0), 5)      # TP = TN = 4: one of each
+    [1]
+    """
+    negatives = totals.rows - positives
+    doubled = {totals.errors + positives - negatives - sign * totals.imbalance for sign in (1, -1)}
+    return sorted(value // 2 for value in doubled if 0 <= value <= 2 * totals.errors)
+
+
+# AUC ---------------------------------------------------------------------------------------------------------------
+
+
+def auc_positives(score: float, rows: int, positives: range, *, spacings: float = 4.0) -> list[Positives]:
+    """Numbers of positives among ``rows`` cases for which ``score`` can be an AUC, nearest first.
+
+    2 · AUC · P · N counts pairs (a right one 2, a tie 1), so it is an integer: some integer over 2 · P · N must be
+    within ``spacings`` · 2^-53 of the score. P and N are exchangeable, so a solution comes with its mirror where
+    ``positives`` holds both. Raises ValueError for scores outside (0, 1).
+
+    >>> [(p.positives, p.doubled_pairs) for p in auc_positives(2 / 3, 4, range(1, 4))]
+    [(1, 4), (3, 4)]
+    """
+    fits = [fit for fit in auc_nearest(score, rows, positives) if abs(fit.distance) <= spacings]
+    return sorted(fits, key=lambda fit: (round(abs(fit.distance), 9), fit.positives))
+
+
+def auc_nearest(score: float, rows: int, positives: range) -> list[Positives]:
+    """The possible AUC nearest to ``score`` for each number of positives that leaves both classes, in their order."""
+    _open_unit(score, "AUC")
+    exact, nearest = Fraction(score), []
+    for p in positives:
+        if 0 < p < rows:
+            pairs = 2 * p * (rows - p)
+            count = round(exact * pairs)
+            nearest.append(Positives(p, rows - p, count, float((Fraction(count, pairs) - exact) / SPACING)))
+    return nearest
+
+
+def auc_chance(rows: int, positives: range, *, spacings: float = 4.0) -> float:
+    """How many distinct {P, N} `auc_positives` is expected to find for a number that is no AUC of so many rows."""
+    pairs = {p * (rows - p) for p in positives if 0 < p < rows}
+    return float(sum(min(1.0, 4 * pq * spacings * float(SPACING)) for pq in pairs))
+
+
+# Slice counts ------------------------------------------------------------------------------------------------------
+
+
+def trimmed_width(n: int) -> int:
+    """Width of the released training window of a scan of ``n`` slices: half, rounded up, of what the cut leaves
+    (method.md §3).
+
+    >>> [trimmed_width(n) for n in (40, 59, 60, 65, 81)]
+    [0, 10, 0, 0, 8]
+    """
+    left = n - TRIM_HEAD - (TRIM_TAIL if n >= TRIM_SHORT else TRIM_TAIL_SHORT)
+    return -(-max(left, 0) // 2)
+
+
+def lengths_of_width(width: int) -> list[int]:
+    """The slice counts whose released training window has this width (0: those of 1 slice and more).
+
+    >>> lengths_of_width(8), lengths_of_width(11)
+    ([55, 56, 80, 81], [86, 87])
+    """
+    top = TRIM_HEAD + TRIM_TAIL + 2 * width
+    return [n for n in range(1, top + 1) if trimmed_width(n) == width]
+
+
+def touched(lengths: Iterable[int], sampled: int) -> float:
+    """Expected share of scans with at least one row among ``sampled`` slice rows, drawn without replacement.
+
+    ``lengths``: slices of each scan; together they are the rows drawn from. A scan of n of M rows is missed with
+    probability C(M - n, k) / C(M, k). Raises ValueError when more rows are drawn than there are, or none is there.
+
+    >>> round(touched([1, 1, 2], 1), 9)              # one row touches one scan of three
+    0.333333333
+    """
+    n = np.asarray(list(lengths), dtype=float)
+    total = n.sum()
+    if not n.size or not 0 <= sampled <= total:
+        raise ValueError(f"cannot draw {sampled} of {total:.0f} rows of {n.size} scans")
+    possible = total - n >= sampled  # else a draw that misses the scan does not exist
+    rest = np.where(possible, total - n, total)
+    log = gammaln(rest + 1) - gammaln(rest - sampled + 1) - gammaln(total + 1) + gammaln(total - sampled + 1)
+    return float(1 - np.where(possible, np.exp(log), 0.0).mean())
+
+
+def touched_bounds(groups: Mapping[tuple[int, ...], int], total: int, fraction: float) -> tuple[float, float]:
+    """Smallest and largest expected share of scans touched by a ``fraction`` of all rows, where lengths are half known.
+
+    ``groups``: the slice counts that a group of scans may have, and how many scans are in it; ``total``: slices of all
+    scans. Scans are taken to be missed with probability (1 - fraction)^n, the limit of `touched` for many rows. Linear
+    programming over all assignments (fractional ones too, so the bounds may be wider than need be by less than a scan).
+    Raises ValueError when no assignment has that total.
+    """
+    columns = [(group, n) for group, lengths in enumerate(groups) for n in lengths]
+    index = np.array([group for group, _ in columns])
+    n = np.array([n for _, n in columns], dtype=float)
+    value = 1 - (1 - fraction) ** n
+    equal = np.vstack([index == group for group in range(len(groups))] + [n])
+    target = [*groups.values(), total]
+    scans = sum(groups.values())
+    bounds = []
+    for sign in (1, -1):
+        result = linprog(sign * value, A_eq=equal, b_eq=target, bounds=(0, None))
+        if not result.success:
+            raise ValueError(f"no slice counts of these {scans} scans make {total} slices")
+        bounds.append(float(sign * result.fun / scans))
+    return bounds[0], bounds[1]
+
+
+def _squares(score: float, n: int, wrong: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of errors that n cases can have, and the imbalance² each needs for the score; float64."""
+    loss = 1 - score
+    most = min(int(wrong[1] * n), int(n * loss) + 1)  # one more, as n · loss may be just under an integer
+    errors = np.arange(max(1, int(np.ceil(wrong[0] * n))), most + 1, dtype=float)
+    return errors, n * (n - errors / loss)
+
+
+def _open_unit(score: float, name: str) -> None:
+    if not 0 < score < 1:
+        raise ValueError(f"{name} must lie between 0 and 1, both excluded; got {score}")

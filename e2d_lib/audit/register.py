@@ -1,0 +1,211 @@
+"""The register of discrepancies between the paper's table, its released code and its saved outputs.
+
+The entries' prose is ``register.yaml``; what can be recomputed without training is a check in `checks`, by
+the entry's id. Effects that need training come from outside (``effects``). A statement of one's own is one `Entry`,
+given in ``also``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from e2d_lib.audit.checks import CHECKS, CheckFunction, Effect, Inputs
+from e2d_lib.method import preprocess
+from e2d_lib.method.preprocess import Preprocessed
+
+EVIDENCE = ("proved", "inferred", "stated")
+COLUMNS = ["id", "topic", "claim", "source", "evidence", "checked", "holds", "result", "effect"]
+COLUMNS += ["metric", "value", "low", "high", "corrected"]
+
+
+class Check(NamedTuple):
+    """What a check found. ``holds``: whether the statement was confirmed, None where it could not be decided."""
+
+    id: str
+    holds: bool | None
+    found: str
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One statement of the register. ``check`` recomputes it; without one it is cited.
+
+    A check takes `Inputs` and gives whether the statement holds, what was found in words, and a list of `Effect`.
+    """
+
+    id: str
+    topic: str
+    claim: str
+    source: str
+    evidence: str
+    corrected: str
+    check: CheckFunction | None = None
+
+    def __post_init__(self) -> None:
+        if self.evidence not in EVIDENCE:
+            raise ValueError(f"{self.id}: evidence is {self.evidence!r}, expected one of {', '.join(EVIDENCE)}")
+
+
+def entries() -> list[Entry]:
+    """The shipped register, in its order, each entry with its check where it has one."""
+    text = resources.files("e2d_lib.audit").joinpath("register.yaml").read_text(encoding="utf-8")
+    return [Entry(**fields, check=CHECKS.get(fields["id"])) for fields in yaml.safe_load(text)]
+
+
+def run(
+    published: str | Path,
+    *,
+    cohort: Preprocessed | None = None,
+    cropped: Preprocessed | None = None,
+    rng: np.random.Generator,
+    also: Sequence[Entry] = (),
+) -> list[Check]:
+    """Every check, in the register's order. Arguments as in `register`."""
+    inputs = Inputs(Path(published), cohort, cropped, rng)
+    return [_run(entry, inputs) for entry in _with(also) if entry.check]
+
+
+def register(
+    published: str | Path,
+    *,
+    cohort: Preprocessed | None = None,
+    cropped: Preprocessed | None = None,
+    rng: np.random.Generator,
+    effects: pd.DataFrame | None = None,
+    also: Sequence[Entry] = (),
+) -> pd.DataFrame:
+    """The register with its checks done: one row an entry, the columns `COLUMNS`.
+
+    ``published``: folder of the published tables (reduction_table, released_outputs, saved_windows, saved_scores).
+    ``cohort``: a preprocessed cohort, on which effects are measured; None leaves them out. ``cropped``: the same scans
+    preprocessed with area_on="crop", for B3. ``effects``: more of them, such as those that need training: id, metric,
+    value, low, high, perhaps n and unit ("share" for per cent). ``also``: entries of your own.
+
+    checked: "recomputed" or "cited". holds: True, False, or <NA> where undecided or cited. result: what the check
+    found. effect: all effects in words; metric, value, low, high: the first one as numbers (those in ``effects`` lead).
+    Raises ValueError for effects of an unknown id or without the columns, and for an id used twice.
+
+    >>> mine = Entry("X1", "window", "12 slices give 6", "method.md §3", "proved", "none",
+    ...              check=lambda inputs: (forensics.trimmed_width(52) == 6, "(52 - 40) / 2 = 6", []))
+    """
+    listed = _with(also)
+    inputs = Inputs(Path(published), cohort, cropped, rng)
+    checks = {entry.id: _run(entry, inputs) for entry in listed if entry.check}
+    given = _given(effects, {entry.id for entry in listed})
+    rows = []
+    for entry in listed:
+        done = checks.get(entry.id, Check(entry.id, None, "read in the released files; not recomputed"))
+        sizes = [*given.get(entry.id, []), *done.effects]
+        first = sizes[0] if sizes else Effect("", math.nan)
+        rows.append(
+            {
+                **{name: getattr(entry, name) for name in ("id", "topic", "claim", "source", "evidence", "corrected")},
+                "checked": "recomputed" if entry.check else "cited",
+                "holds": pd.NA if done.holds is None else bool(done.holds),
+                "result": done.found,
+                "effect": "; ".join(map(_in_words, sizes)),
+                **{name: getattr(first, name) for name in ("metric", "value", "low", "high")},
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": "boolean"})
+
+
+def areas_on_crop(cohort: pd.DataFrame, done: Preprocessed) -> Preprocessed | None:
+    """``cropped`` for `register`: the cohort preprocessed as ``done``, into the same cache, but areas on the crop.
+
+    None where there is no crop to measure them on.
+    """
+    if not done.params.crop:
+        return None
+    return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
+
+
+def effects_table(checks: Sequence[Check]) -> pd.DataFrame:
+    """All effects of some checks, tidy: id, metric, value, low, high, n, unit."""
+    rows = [(check.id, *effect) for check in checks for effect in check.effects]
+    return pd.DataFrame(rows, columns=["id", *Effect._fields])
+
+
+def markdown(register: pd.DataFrame, *, data: str = "") -> str:
+    """The register as a Markdown document. ``data``: what the effects were measured on, such as "phantom, 60 scans"."""
+    recomputed = register[register["checked"] == "recomputed"]
+    verdicts = {name: int(recomputed["holds"].eq(holds).sum()) for name, holds in (("yes", True), ("no", False))}
+    undecided = len(recomputed) - sum(verdicts.values())
+    lines = [
+        "# Audit: the paper's table, the released code and its saved outputs",
+        "",
+        "Where the three differ, what shows it, what it changes, and what this study does. That code was released with",
+        "its outputs is what makes such a list possible; most published work could not be read this closely.",
+        "",
+        f"{len(register)} entries. {len(recomputed)} have a check here: {verdicts['yes']} are confirmed, "
+        f"{verdicts['no']} are not, of {undecided} only the effect is measured. The others are cited.",
+        f"Effects are on {data}, with 95 % intervals in brackets."
+        if data
+        else "No cohort was given to measure effects.",
+    ]
+    headings = ["", "statement", "evidence", "check", "effect", "this study"]
+    for topic, part in register.groupby("topic", sort=False):
+        lines += ["", f"## {topic[0].upper()}{topic[1:]}", "", _row(headings), _row(["---"] * len(headings))]
+        for row in part.itertuples():
+            verdict = {True: "confirmed", False: "**not confirmed**"}.get(None if pd.isna(row.holds) else row.holds, "")
+            check = "cited" if row.checked == "cited" else ": ".join(filter(None, [verdict, row.result]))
+            lines.append(_row([f"**{row.id}**", row.claim, row.evidence, check, row.effect or "–", row.corrected]))
+    lines += ["", "## Sources", "", "E2D is `ming053l/E2D` (June 2024), challenge the same team's"]
+    lines += ["`ming053l/E2D-for-COVID-19-detection` (March 2024). Notebook cells are counted from 0.", ""]
+    lines += [f"- **{row.id}** {row.source}" for row in register.itertuples()]
+    return "\n".join(lines) + "\n"
+
+
+# Inside -----------------------------------------------------------------------------------------------------------
+
+
+def _with(also: Sequence[Entry]) -> list[Entry]:
+    listed = [*entries(), *also]
+    ids = [entry.id for entry in listed]
+    if twice := sorted({id for id in ids if ids.count(id) > 1}):
+        raise ValueError(f"ids used twice in the register: {', '.join(twice)}")
+    return listed
+
+
+def _run(entry: Entry, inputs: Inputs) -> Check:
+    holds, found, effects = entry.check(inputs)
+    return Check(entry.id, None if holds is None else bool(holds), found, tuple(effects))
+
+
+def _given(effects: pd.DataFrame | None, known: set[str]) -> dict[str, list[Effect]]:
+    """Effects that came from outside, by id."""
+    if effects is None:
+        return {}
+    needed = ["id", "metric", "value", "low", "high"]
+    if missing := [name for name in needed if name not in effects]:
+        raise ValueError(f"effects lack the columns {missing}; they need {needed}")
+    if unknown := sorted(set(effects["id"]) - known):
+        raise ValueError(f"effects of ids that the register lacks: {', '.join(map(str, unknown))}")
+    result: dict[str, list[Effect]] = {}
+    for row in effects.to_dict("records"):
+        numbers = (float(row[name]) for name in ("value", "low", "high"))
+        extra = {name: row[name] for name in ("n", "unit") if name in row and not pd.isna(row[name])}
+        result.setdefault(row["id"], []).append(Effect(str(row["metric"]), *numbers, **extra))
+    return result
+
+
+def _in_words(effect: Effect) -> str:
+    def number(value: float) -> str:
+        return f"{value:.1%}" if effect.unit == "share" else f"{value:.3g}"
+
+    if math.isnan(effect.value):
+        return f"{effect.metric}: not defined here"
+    interval = "" if math.isnan(effect.low) else f" [{number(effect.low)}, {number(effect.high)}]"
+    return f"{effect.metric} {number(effect.value)}{interval}"
+
+
+def _row(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -1,0 +1,1 @@
+"""Other CT, spoilt CT: where SSFL++ holds and where it breaks; a leaf."""

@@ -1,0 +1,281 @@
+"""Ablations: one setting of the whole method trained and scored, and any number of them compared on the same scans.
+
+A :class:`Setting` names every choice from SSFL++ to the recipe. :func:`run` carries it out, :func:`compare` puts
+results side by side with paired tests. Chapter 6 does both in its cells; ``e2d sweep`` runs the chapter once for each
+cell of a grid, and ``e2d compare`` reads what they left.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from e2d_lib import io
+from e2d_lib.evaluation import metrics
+from e2d_lib.method import preprocess
+from e2d_lib.network import experiments, training
+from e2d_lib.network.model import ModelConfig
+from e2d_lib.network.slices import ScanSlices
+
+SSFL: dict[str, dict[str, Any]] = {
+    "both": {},
+    "spatial": {"fraction": 1.0},
+    "slice": {"crop": False},
+    "off": {"crop": False, "fraction": 1.0},
+}
+"""Which steps of SSFL++ are done, as parameters of `preprocess.Params`."""
+
+METRICS = ("roc_auc", "macro_f1")
+FILES = ("setting.json", "scores.parquet")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Every choice of one run.
+
+    ssfl: "both", "spatial", "slice" or "off". preprocessing: parameters of `preprocess.Params`. few_shot: share of the
+    training scans, in (0, 1]. backbone, pretrained: of `model.ModelConfig`. variant: the recipe's preset. recipe:
+    settings of `training.Recipe` over the preset. aggregation: how slices make a scan's score (`metrics.scan_scores`).
+
+    >>> Setting(ssfl="off").params.crop
+    False
+    """
+
+    ssfl: str = "both"
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    few_shot: float = 1.0
+    backbone: str = "test_efficientnet"
+    pretrained: bool | str = False
+    variant: str = "corrected"
+    recipe: dict[str, Any] = field(default_factory=dict)
+    aggregation: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.ssfl not in SSFL:
+            raise ValueError(f"ssfl is one of {', '.join(SSFL)}, got {self.ssfl!r}")
+
+    @property
+    def params(self) -> preprocess.Params:
+        return preprocess.Params(**{**self.preprocessing, **SSFL[self.ssfl]})
+
+    def but(self, **changes: Any) -> "Setting":
+        """This setting with changes: names of its own, of the preprocessing's, or else of the recipe's.
+
+        >>> Setting().but(method="random", fraction=0.7).recipe
+        {'method': 'random'}
+        """
+        own = {name: value for name, value in changes.items() if name in self.__dataclass_fields__}
+        inner = {name: value for name, value in changes.items() if name in preprocess.Params.__dataclass_fields__}
+        # "variant" names the recipe's preset here; that of the preprocessing is given in `preprocessing`
+        inner = {name: value for name, value in inner.items() if name not in own}
+        rest = {name: value for name, value in changes.items() if name not in own and name not in inner}
+        base = replace(self, **own)
+        return replace(base, preprocessing={**base.preprocessing, **inner}, recipe={**base.recipe, **rest})
+
+
+class Result(NamedTuple):
+    """What a setting gave. scores: one row for each seed, fold, draw of the slices, and scan of the reported fold:
+    seed, fold, draw, scan_id, label, probability. runs: as of `experiments.Outcome`; empty where read from disk."""
+
+    setting: dict[str, Any]
+    scores: pd.DataFrame
+    runs: pd.DataFrame = pd.DataFrame()
+
+
+def run(
+    setting: Setting,
+    cohort: pd.DataFrame,
+    *,
+    cache: str | Path,
+    runs: str | Path,
+    folds: Sequence[int] = (5,),
+    seeds: Sequence[int] = (0,),
+    redraws: int = 1,
+    n_jobs: int = -1,
+) -> Result:
+    """Preprocess, train on the other folds with every seed, and score the reported folds ``redraws`` times.
+
+    cohort: with scan_id, path, format, label, fold. cache, runs: folders of preprocessed slices and of trained runs;
+    what is there from earlier is used again. Scans whose window is empty cannot be drawn from and are left out, unless
+    the recipe leaves them blank (released). The first of the redraws gives the scores that are compared.
+
+    Raises ValueError for unknown settings, and what preprocessing and training raise.
+    """
+    params = setting.params
+    recipe = training.Recipe.preset(setting.variant, **setting.recipe)
+    done = preprocess.run(cohort, cache, params, n_jobs=n_jobs, wait=True)
+    usable = cohort["label"].notna() & cohort["fold"].notna()
+    if recipe.short_scans == "repeat":
+        width = done.scans.set_index("scan_id").eval("stop - start")
+        usable &= cohort["scan_id"].map(width).gt(0)
+    slices = ScanSlices.from_preprocessed(done, cohort[usable], device=training.resolve_device(recipe.device))
+    outcome = experiments.run(
+        experiments.jobs(folds, [setting.few_shot], seeds),
+        slices,
+        cohort,
+        model=ModelConfig(backbone=setting.backbone, pretrained=setting.pretrained),
+        recipe=recipe,
+        out_dir=runs,
+        preprocessing=asdict(params),
+    )
+    predictions = outcome.predictions[outcome.predictions["part"] == "valid"]
+    if redraws > 1:
+        predictions = pd.concat(
+            [
+                training.predict(
+                    job.checkpoint,
+                    experiments.parts(slices, cohort, experiments.Job(job.fold, job.fraction, job.seed))[1],
+                    draws=redraws,
+                    device=recipe.device,
+                ).assign(fold=job.fold, seed=job.seed)
+                for job in outcome.runs.itertuples()
+            ],
+            ignore_index=True,
+        )
+    scores = metrics.scan_scores(predictions, how=setting.aggregation, by=["seed", "fold", "draw", "scan_id"])
+    label = cohort.set_index("scan_id")["label"].astype(int)  # a blank scan's label is not the 0 it trained with
+    scores["label"] = scores["scan_id"].map(label)
+    return Result(asdict(setting), scores[["seed", "fold", "draw", "scan_id", "label", "probability"]], outcome.runs)
+
+
+def save(result: Result, folder: str | Path) -> None:
+    io.write_json(Path(folder) / FILES[0], result.setting)
+    io.write_parquet(Path(folder) / FILES[1], result.scores)
+
+
+def load(folder: str | Path) -> Result:
+    return Result(io.read_json(Path(folder) / FILES[0]), pd.read_parquet(Path(folder) / FILES[1]))
+
+
+def find(folders: Sequence[str | Path]) -> dict[str, Result]:
+    """Every result at or below the folders, by its folder's name (by its path from there where names repeat)."""
+    found = [(Path(top), path.parent) for top in folders for path in sorted(Path(top).rglob(FILES[0]))]
+    found = [(top, path) for top, path in found if (path / FILES[1]).is_file()]
+    names = [path.name for _, path in found]
+    if not found:
+        raise ValueError(f"no results ({' beside '.join(FILES)}) below {', '.join(map(str, folders))}")
+    if len(set(names)) < len(names):
+        names = [path.relative_to(top.parent).as_posix() for top, path in found]
+    return {name: load(path) for name, (_, path) in zip(names, found, strict=True)}
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a setting, one column for each choice in which they are not all alike; nested choices by their name."""
+
+    def flat(setting: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {}
+        for name, value in setting.items():
+            plain.update(value if isinstance(value, Mapping) else {name: value})
+        return plain
+
+    table = pd.DataFrame([flat(setting) for setting in settings])
+    return table.loc[:, [table[name].astype(str).nunique() > 1 for name in table]]
+
+
+def stability(scores: pd.DataFrame) -> dict[str, float]:
+    """Spread over redraws of the slices: SD of a scan's probability (mean over scans), and of each of `METRICS`.
+
+    Each is the mean over seeds; NaN with one draw. KDS's claim is that they are small.
+    """
+    per_scan = scores.groupby(["seed", "fold", "scan_id"])["probability"].std(ddof=1).mean()
+    points = [
+        {"seed": seed, "draw": draw, **metrics.point_metrics(part["label"], part["probability"])}
+        for (seed, draw), part in scores.groupby(["seed", "draw"])
+    ]
+    spread = pd.DataFrame(points).groupby("seed")[list(METRICS)].std(ddof=1).mean()
+    return {"probability": float(per_scan), **{name: float(spread[name]) for name in METRICS}}
+
+
+def compare(
+    results: Mapping[str, Result],
+    baseline: str = "",
+    *,
+    against: Mapping[str, str] | None = None,
+    rng: np.random.Generator,
+    n_boot: int = 2000,
+) -> pd.DataFrame:
+    """Results side by side, tidy: one row for each result and each of `METRICS`.
+
+    baseline: the name that the others are tested against (default: the first); against: another one for some names.
+
+    Columns: cell, the choices that differ, metric, value (mean over seeds), low, high (95 %, scans resampled), seed_sd,
+    redraw_sd, score_sd (of a scan's probability over redraws), n (scans); baseline, difference, difference_low,
+    difference_high, p_value and p_holm, which compare the means over seeds on the scans that both have: DeLong's test
+    for ROC AUC, a paired bootstrap for macro F1. p_holm corrects for all comparisons of the table on that metric.
+
+    Raises ValueError for an unknown baseline.
+    """
+    baseline = baseline or next(iter(results))
+    partners = dict.fromkeys(results, baseline) | dict(against or {})
+    if unknown := sorted({*partners, *partners.values()} - set(results)):
+        raise ValueError(f"no result {unknown[0]!r} to compare; there are {', '.join(results)}")
+    varied = differences([result.setting for result in results.values()]).set_axis(list(results))
+    rows = []
+    for name, result in results.items():
+        first = result.scores[result.scores["draw"] == 0]
+        table = metrics.pooled(first.drop(columns="draw"), rng=rng, n_boot=n_boot).set_index("metric")
+        spread = stability(result.scores)
+        paired = pd.DataFrame()
+        if partners[name] != name:
+            paired = _paired(results[partners[name]].scores, result.scores, rng=rng, n_boot=n_boot)
+        for metric in METRICS:
+            row = {"cell": name, **varied.loc[name], "metric": metric}
+            row |= table.loc[metric, ["value", "low", "high", "seed_sd", "n"]].to_dict()
+            row |= {"redraw_sd": spread[metric], "score_sd": spread["probability"]}
+            row |= {"baseline": partners[name] if len(paired) else ""}
+            row |= paired.loc[metric].to_dict() if len(paired) else {}
+            rows.append(row)
+    columns = ["cell", *varied.columns, "metric", "value", "low", "high", "seed_sd", "redraw_sd", "score_sd", "n"]
+    columns += ["baseline", "difference", "difference_low", "difference_high", "p_value"]
+    table = pd.DataFrame(rows).reindex(columns=columns).astype({"n": int})
+    table["p_holm"] = table.groupby("metric")["p_value"].transform(lambda p: metrics.adjust(p))
+    return table
+
+
+def finished(folder: str | Path) -> dict[str, pd.DataFrame]:
+    """The comparisons of the sweeps in a folder, by the sweep's name."""
+    return {path.parent.name: pd.read_csv(path) for path in sorted(Path(folder).glob("*/comparison.csv"))}
+
+
+def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
+    """What a sweep says about ROC AUC, as items of a Markdown list: which cells differ from the baseline, or none."""
+    tested = comparison[comparison["metric"].eq("roc_auc") & comparison["p_holm"].notna()]
+    differ = [
+        f"{row.cell} {row.difference:+.3f} ({row.difference_low:+.3f} to {row.difference_high:+.3f})"
+        for row in tested[tested["p_holm"] < 0.05].itertuples()
+    ]
+    found = "; ".join(differ) or "none differs from the baseline"
+    return [f"- {name}: of {len(tested)} settings, ROC AUC against the baseline at p < 0.05 (Holm): {found}"]
+
+
+def effects(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Differences as `register.register` takes them: id (how the cell's name begins), metric, value, low, high, n."""
+    rows = comparison[comparison["difference"].notna()]
+    named = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}
+    return pd.DataFrame(
+        {
+            "id": rows["cell"].str.extract(r"^([A-Z]\d+)")[0],
+            "metric": rows["metric"].map(named) + ", trained both ways, " + rows["cell"] + " less " + rows["baseline"],
+            "value": rows["difference"],
+            "low": rows["difference_low"],
+            "high": rows["difference_high"],
+            "n": rows["n"].astype(int),
+        }
+    ).dropna(subset="id")
+
+
+def _paired(one: pd.DataFrame, other: pd.DataFrame, *, rng: np.random.Generator, n_boot: int) -> pd.DataFrame:
+    """Of the scans that both scored, the means over seeds compared: other - one, by metric."""
+    tables = [
+        scores[scores["draw"] == 0].pivot(index=["scan_id", "label"], columns="seed", values="probability")
+        for scores in (one, other)
+    ]
+    both = tables[0].index.intersection(tables[1].index).sort_values()
+    a, b = (table.loc[both].reset_index("label", drop=True) for table in tables)
+    labels = pd.Series(both.get_level_values("label"), index=a.index)
+    table = metrics.compare(labels, a, b, rng=rng, n_boot=n_boot)
+    table = table.rename(columns={"low": "difference_low", "high": "difference_high"}).set_index("metric")
+    return table[["difference", "difference_low", "difference_high", "p_value"]]

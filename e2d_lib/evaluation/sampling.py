@@ -1,0 +1,546 @@
+"""How well drawn slices stand for their window, measured without training.
+
+KDS promises that a few slices, drawn by the density of the lung areas, speak for the whole scan, and do so in every
+draw (method.md §4; arXiv:2404.01643, section on KDS). Here each sampler is asked, scan by scan: how closely do the
+areas of its slices follow the window's (`quality`: ks, wasserstein), how much of the window do they cover (coverage,
+fill), do they meet the lesions and the largest area (lesion, largest_area, expected_lesion_slices), and how much does
+one draw differ from the next (mean_area_sd, position_sd, lesion_share_sd). `summary` gives means over scans with
+intervals, `paired` the samplers' differences on the same scans.
+
+Every sampler draws independent simple random samples without replacement, one from each group of slices (`design`).
+From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` are means over redraws (`draws`).
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import threadpool_limits
+
+from e2d_lib.method import kds
+from e2d_lib.method.ssfl import checked_areas
+
+if TYPE_CHECKING:
+    from e2d_lib.method.preprocess import Preprocessed
+
+MEASURES = {
+    "ks": "Kolmogorov distance of the areas",
+    "wasserstein": "Wasserstein distance of the areas",
+    "coverage": "mean distance to a drawn slice",
+    "fill": "largest distance to a drawn slice",
+    "largest_area": "P(largest area drawn)",
+    "lesion": "P(a lesion slice drawn)",
+    "expected_lesion_slices": "lesion slices among the drawn",
+    "lesion_share_sd": "SD of the lesion slices' share",
+    "mean_area_bias": "bias of the mean area",
+    "mean_area_sd": "SD of the mean area",
+    "mean_area_error": "RMS error of the mean area",
+    "position_sd": "SD of the mean position",
+}
+"""What `quality` measures, and the names in figures."""
+
+ESTIMATED = ("ks", "wasserstein", "coverage", "fill")
+"""The measures that are means over redraws."""
+
+EXACT = tuple(name for name in MEASURES if name not in ESTIMATED)
+"""The measures in closed form: they do not depend on the number of redraws, nor on its generator."""
+
+METHODS = (*get_args(kds.Method), "spaced")
+WITHOUT_INTERVALS = ("random", "spaced")
+SETTING = ["method", "n_samples", "n_intervals"]
+LESIONS = ("ggo", "consolidation")
+"""The findings of COVID-19 in a phantom's masks; the others look like them and are in negative scans too."""
+
+
+class SamplingError(ValueError):
+    """Samplers that cannot be measured or compared as asked."""
+
+
+# Settings ----------------------------------------------------------------------------------------------------------
+
+
+def settings(
+    methods: Sequence[str] = ("random", "systematic", "kds"),
+    n_samples: Sequence[int] = (4, 8, 16),
+    n_intervals: Sequence[int] = (4, 8),
+) -> list[dict[str, Any]]:
+    """All samplers to compare: dicts of method, n_samples, n_intervals (None for a method without intervals).
+
+    methods: of `design`. Combinations of more intervals than samples are left out.
+
+    >>> settings(("random", "kds"), n_samples=(4,), n_intervals=(4, 8))  # doctest: +NORMALIZE_WHITESPACE
+    [{'method': 'random', 'n_samples': 4, 'n_intervals': None},
+     {'method': 'kds', 'n_samples': 4, 'n_intervals': 4}]
+    """
+    return [
+        {"method": method, "n_samples": samples, "n_intervals": intervals}
+        for samples in n_samples
+        for method in methods
+        for intervals in ((None,) if method in WITHOUT_INTERVALS else n_intervals)
+        if intervals is None or intervals <= samples
+    ]
+
+
+# Drawing -----------------------------------------------------------------------------------------------------------
+
+
+def design(
+    areas: ArrayLike,
+    n_samples: int = 8,
+    n_intervals: int | None = 4,
+    method: str = "kds",
+    variant: kds.Variant = "corrected",
+) -> list[tuple[NDArray[np.int64], int]]:
+    """What one draw consists of: groups (slices, quota), of each quota slices at random, without replacement.
+
+    areas: (n,) lung areas of a window, pixels. n_samples, method, variant: of `kds.sample`, which draws just so; also
+    the method "spaced", n_samples runs of neighbouring slices, as equally long as can be, and one slice of each.
+    n_intervals: None for methods without intervals.
+
+    Gives (m,) int64 indices into ``areas`` and 1 <= quota <= m of each group. Groups are drawn independently. An index
+    can occur repeatedly, in one group ("released") or in several (a window shorter than n_samples).
+
+    Raises ValueError as `kds.sample` does, for an empty window in every variant.
+    """
+    areas = checked_areas(areas)
+    n = len(areas)
+    if method not in METHODS or variant not in get_args(kds.Variant):
+        raise SamplingError(f"no method {method!r} of variant {variant!r}; the methods are {', '.join(METHODS)}")
+    if operator.index(n_samples) < 1:
+        raise SamplingError(f"n_samples is {n_samples}; expected at least 1")
+    if n == 0:
+        raise SamplingError("areas is empty: the window holds no slice to draw")
+    if n < n_samples and variant == "corrected":
+        return [(entry, 1) for entry in kds.sample(areas, n_samples).reshape(-1, 1)]  # all of them, without chance
+    if n < n_samples and variant == "released":
+        return [(np.arange(n), 1)] * n_samples  # with replacement
+    if method == "spaced":
+        return [(part, 1) for part in np.array_split(np.arange(n), min(n, n_samples))]
+    groups = kds.strata(areas, n_samples, 1 if n_intervals is None else n_intervals, method, variant)
+    return [(slices, min(quota, len(slices))) for slices, quota in groups if quota and len(slices)]
+
+
+def draws(
+    areas: ArrayLike,
+    n_samples: int = 8,
+    n_intervals: int | None = 4,
+    method: str = "kds",
+    variant: kds.Variant = "corrected",
+    *,
+    redraws: int = 50,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Many draws from one window at once: (redraws, s) sorted indices into ``areas``, each row as `kds.sample`'s.
+
+    The arguments are those of `design`. s is n_samples, or fewer where the variant "paper" gives fewer. The rows'
+    distribution is that of `kds.sample`; the random numbers are not.
+    """
+    return _draws(design(areas, n_samples, n_intervals, method, variant), redraws, rng)
+
+
+def _draws(groups: list[tuple[NDArray[np.int64], int]], redraws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    parts = []
+    for slices, quota in groups:
+        if quota == 1:
+            parts.append(slices[rng.integers(len(slices), size=(redraws, 1))])
+        else:
+            every = np.broadcast_to(slices, (redraws, len(slices)))
+            parts.append(every if quota == len(slices) else rng.permuted(every, axis=1)[:, :quota])
+    return np.sort(np.concatenate(parts, axis=1), axis=1)
+
+
+# Measures of one window --------------------------------------------------------------------------------------------
+
+
+class _Window(NamedTuple):
+    """What the measures need of a window, in the order of its areas."""
+
+    rank: NDArray[np.int64]  # (n,) place of each slice in that order
+    areas: NDArray[np.float64]  # (n,) ascending
+    below: NDArray[np.float64]  # (n,) share of slices with a smaller area
+    up_to: NDArray[np.float64]  # (n,) share of slices with no larger area
+    integral: NDArray[np.float64]  # (n + 1,) integral of the quantile function from 0 to i / n
+
+    @classmethod
+    def of(cls, areas: NDArray[Any]) -> "_Window":
+        areas, n = areas.astype(np.float64), len(areas)
+        order = np.argsort(areas, kind="stable")
+        rank = np.empty(n, np.int64)
+        rank[order] = np.arange(n)
+        ascending = areas[order]
+        below = np.searchsorted(ascending, ascending, side="left") / n
+        up_to = np.searchsorted(ascending, ascending, side="right") / n
+        return cls(rank, ascending, below, up_to, np.concatenate([[0.0], np.cumsum(ascending)]) / n)
+
+
+def distances(areas: ArrayLike, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Kolmogorov and 1-Wasserstein distance between the drawn slices' areas and the window's, for each draw.
+
+    areas: (n,) lung areas of a window, pixels. drawn: (redraws, s) indices into them, repeats counting as often as they
+    come. Gives (redraws,) the largest difference of the two empirical distribution functions, in [0, 1], and
+    (redraws,) the area between them, pixels.
+
+    >>> ks, wasserstein = distances([0, 10, 20, 30], [[0, 3], [0, 0]])
+    >>> ks.tolist(), wasserstein.tolist()
+    ([0.25, 0.75], [5.0, 15.0])
+    """
+    return _distances(_Window.of(checked_areas(areas)), np.asarray(drawn))
+
+
+def _distances(window: _Window, drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    place = np.sort(window.rank[drawn], axis=1)  # (R, s)
+    s, n = place.shape[1], len(window.areas)
+    step = np.arange(s + 1) / s
+    up_to = window.up_to[place]
+    # Between two drawn areas the sample's function stands still and the window's grows: the extremes are at the drawn.
+    over, under = step[1:] - up_to, window.below[place] - step[:-1]
+    ks = np.maximum(over.max(axis=1), under.max(axis=1))
+    # The quantile functions differ by the same area. The i-th drawn area is the sample's quantile from i/s to (i+1)/s;
+    # the window's crosses it where its distribution function has that area's value.
+    crossing = window.integral[np.rint(n * up_to).astype(np.int64)]
+    at_step = np.interp(step, np.arange(n + 1) / n, window.integral)
+    left, right = at_step[:-1], at_step[1:]
+    crossing = np.clip(crossing, left, right)  # the integral never falls, so clipping it clips the place
+    where = np.clip(up_to, step[:-1], step[1:])
+    gap = window.areas[place] * (2 * where - step[:-1] - step[1:]) + left + right - 2 * crossing
+    return ks, np.maximum(gap, 0).sum(axis=1)
+
+
+def cover(n: int, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and largest distance, in slices, from the n slices of a window to the nearest drawn one, for each draw.
+
+    drawn: (redraws, s) ascending indices in [0, n). The largest distance is the fill distance (covering radius), the
+    mean one the quantisation error of order 1. Gives two arrays (redraws,).
+
+    >>> [distance.tolist() for distance in cover(5, [[0, 4], [2, 2]])]
+    [[0.8, 1.2], [2.0, 2.0]]
+    """
+    drawn = np.asarray(drawn)
+    first, last = drawn[:, 0], n - 1 - drawn[:, -1]
+    step = np.diff(drawn, axis=1)
+    total = first * (first + 1) // 2 + last * (last + 1) // 2 + (step * step // 4).sum(axis=1)
+    largest = np.maximum(np.maximum(first, last), (step // 2).max(axis=1, initial=0))
+    return total / n, largest.astype(np.float64)
+
+
+def _moments(
+    groups: list[tuple[NDArray[np.int64], int]], values: NDArray[np.float64]
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """How many slices a draw gives, and expectation and SD over redraws of their mean of each column of values (n, c).
+
+    Stratified sampling without replacement: Cochran, Sampling Techniques (1977), theorems 5.1 and 5.3.
+    """
+    size = np.array([len(slices) for slices, _ in groups])
+    quota = np.array([quota for _, quota in groups])
+    entries = values[np.concatenate([slices for slices, _ in groups])]
+    starts = np.concatenate([[0], np.cumsum(size)[:-1]])
+    mean = np.add.reduceat(entries, starts, axis=0) / size[:, None]
+    squares = np.add.reduceat((entries - np.repeat(mean, size, axis=0)) ** 2, starts, axis=0)
+    drawn = int(quota.sum())
+    # A group of one slice, or one that is drawn whole, varies by nothing: its finite population correction is 0.
+    weight = quota * (1 - quota / size) / np.maximum(size - 1, 1)
+    return drawn, quota @ mean / drawn, np.sqrt(weight @ squares) / drawn
+
+
+def _hit(groups: list[tuple[NDArray[np.int64], int]], wanted: NDArray[np.bool_]) -> float:
+    """Probability that at least one of the wanted slices, (n,) bool, is drawn: of each group hypergeometric."""
+    missed = 1.0
+    for slices, quota in groups:
+        count = int(np.count_nonzero(wanted[slices]))
+        if count:
+            missed *= math.comb(len(slices) - count, quota) / math.comb(len(slices), quota)
+    return 1.0 - missed
+
+
+# Many windows ------------------------------------------------------------------------------------------------------
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")  # densities of some hundred points: threads only cost time
+def quality(
+    windows: Mapping[str, ArrayLike],
+    settings: Iterable[Mapping[str, Any]],
+    *,
+    lesions: Mapping[str, ArrayLike] | None = None,
+    variant: kds.Variant = "corrected",
+    redraws: int = 50,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """How well each sampler's draws stand for each window: one row a scan and setting, scan by scan.
+
+    windows: scan_id -> (n,) lung areas inside the window, pixels, n >= 1 (`windows`). settings: as of `settings`.
+    lesions: scan_id -> (n,) bool, whether a slice of the window bears a lesion (`window_lesions`); scans that are
+    missing are unknown. variant: of `kds.sample`. redraws: draws that the measures in `ESTIMATED` are the mean of.
+
+    Columns scan_id, method, n_samples, n_intervals (<NA> for methods without), window (n), and:
+
+    ks, wasserstein
+        Mean Kolmogorov and 1-Wasserstein distance between the areas drawn and the window's; the latter in SDs of the
+        window's areas.
+    coverage, fill
+        Mean over redraws of the mean and the largest distance (fill distance) from a slice of the window to the nearest
+        drawn one, as shares of the window's n slices.
+    largest_area, lesion
+        Probability that a slice of the largest area, and one that bears a lesion, is drawn. Exact. lesion and the next
+        two are NaN where lesions are unknown, or the window has none.
+    expected_lesion_slices, lesion_share_sd
+        Expected number of lesion-bearing slices among those drawn (counted as often as they come), and SD over redraws
+        of their share. Exact.
+    mean_area_bias, mean_area_sd, mean_area_error
+        Expectation of the drawn slices' mean area less the window's mean, its SD over redraws, and the root of the sum
+        of their squares; in SDs of the window's areas. Exact.
+    position_sd
+        SD over redraws of the drawn slices' mean position, as a share of n. Exact.
+
+    Where all areas are equal, what is measured in their SDs is 0. Raises SamplingError for an empty window, lesions of
+    another length than the window, and redraws below 1; what `design` raises otherwise.
+    """
+    redraws = operator.index(redraws)
+    if redraws < 1:
+        raise SamplingError(f"redraws is {redraws}; expected at least 1")
+    settings, lesions = list(settings), lesions or {}
+    rows = []
+    for scan_id, areas in windows.items():
+        areas = checked_areas(areas)
+        n = len(areas)
+        if n == 0:
+            raise SamplingError(f"the window of scan {scan_id!r} is empty; leave such scans out")
+        bearing = np.asarray(lesions.get(scan_id, np.zeros(n, bool)), dtype=bool)
+        if bearing.shape != (n,):
+            raise SamplingError(
+                f"lesions of scan {scan_id!r} have shape {bearing.shape}, its window {n} slices; "
+                "cut them with window_lesions"
+            )
+        window, largest = _Window.of(areas), areas == areas.max()
+        sd = float(window.areas.std()) or 1.0
+        # The mean is taken off before squares are summed: areas are large beside their differences.
+        values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, bearing])
+        unknown = np.nan if not bearing.any() else 0.0
+        for setting in settings:
+            groups = design(areas, **{name: setting[name] for name in SETTING}, variant=variant)
+            drawn = _draws(groups, redraws, rng)
+            ks, wasserstein = _distances(window, drawn)
+            mean_distance, largest_distance = cover(n, drawn)
+            count, mean, spread = _moments(groups, values)
+            rows.append(
+                (
+                    scan_id,
+                    *(setting[name] for name in SETTING),
+                    n,
+                    ks.mean(),
+                    wasserstein.mean() / sd,
+                    mean_distance.mean() / n,
+                    largest_distance.mean() / n,
+                    _hit(groups, largest),
+                    _hit(groups, bearing) + unknown,
+                    count * mean[2] + unknown,
+                    spread[2] + unknown,
+                    mean[0],
+                    spread[0],
+                    math.hypot(mean[0], spread[0]),
+                    spread[1],
+                )
+            )
+    table = pd.DataFrame(rows, columns=["scan_id", *SETTING, "window", *MEASURES])
+    types = {"n_samples": "int64", "n_intervals": "Int64", "window": "int64"}
+    return table.astype(types | dict.fromkeys(MEASURES, "float64"))
+
+
+def summary(
+    quality: pd.DataFrame,
+    *,
+    rng: np.random.Generator,
+    measures: Sequence[str] = tuple(MEASURES),
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Each measure's mean over scans: method, n_samples, n_intervals, measure, value, low, high, n.
+
+    quality: of `quality`. low, high: percentile interval of n_boot bootstrap samples of the scans, NaN of fewer than
+    two scans. n: scans that have the measure; a measure that no scan has is left out.
+    """
+    boot = _bootstrap(rng, n_boot, level)
+    rows = []
+    for key, part in quality.groupby(SETTING, sort=False, dropna=False):
+        for measure in measures:
+            values = part[measure].dropna().to_numpy()
+            if len(values):
+                rows.append((*key, measure, values.mean(), *boot(values), len(values)))
+    return pd.DataFrame(rows, columns=[*SETTING, "measure", "value", "low", "high", "n"]).astype(
+        {"n_intervals": "Int64"}
+    )
+
+
+def paired(
+    quality: pd.DataFrame,
+    *,
+    rng: np.random.Generator,
+    baseline: str = "random",
+    measures: Sequence[str] = tuple(MEASURES),
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Each sampler against the baseline method on the same scans, at equal n_samples.
+
+    quality: of `quality`. Where both methods have intervals, they are compared at equal n_intervals; where one has
+    none, that column is the other's. Columns method, baseline, n_samples, n_intervals, measure, difference (mean over
+    scans of the method's less the baseline's), low, high (bootstrap of the scans, as in `summary`), p_value (Wilcoxon
+    signed-rank test, two-sided, scans that do not differ left out; 1 where none differs), p_holm (corrected for all
+    tests of the table), n (scans that have the measure), n_differ (scans that differ, by more than rounding).
+
+    mean_area_bias has a sign: nearer to the baseline is not nearer to 0; mean_area_error says which is better.
+    Raises SamplingError when the table has no such baseline, or nothing to compare with it.
+    """
+    from scipy.stats import wilcoxon
+
+    from e2d_lib.evaluation import metrics
+
+    base, others = (quality[(quality["method"] == baseline) == own] for own in (True, False))
+    if base.empty or others.empty:
+        found = ", ".join(map(repr, quality["method"].unique()))
+        raise SamplingError(f"nothing to compare with baseline {baseline!r} among the methods {found}")
+    both = others.merge(base, on=["scan_id", "n_samples"], suffixes=("", "_base"), validate="many_to_many")
+    own, theirs = both["n_intervals"], both["n_intervals_base"]
+    both = both[own.isna() | theirs.isna() | own.eq(theirs).fillna(False)]
+    both = both.assign(n_intervals=both["n_intervals"].fillna(both["n_intervals_base"]))
+    boot = _bootstrap(rng, n_boot, level)
+    rows = []
+    for key, part in both.groupby(SETTING, sort=False, dropna=False):
+        for measure in measures:
+            values = (part[measure] - part[f"{measure}_base"]).dropna().to_numpy()
+            if not len(values):
+                continue
+            values = np.where(np.abs(values) > 1e-12, values, 0.0)  # equal probabilities, rounded along other ways
+            differ = values[values != 0]
+            p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
+            rows.append((*key, measure, values.mean(), *boot(values), p_value, len(values), len(differ)))
+    columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "n", "n_differ"]
+    table = pd.DataFrame(rows, columns=columns).astype({"n_intervals": "Int64"})
+    table.insert(1, "baseline", baseline)
+    table.insert(table.columns.get_loc("p_value") + 1, "p_holm", metrics.adjust(table["p_value"]))
+    return table
+
+
+def _bootstrap(
+    rng: np.random.Generator, n_boot: int, level: float
+) -> Callable[[NDArray[np.float64]], tuple[float, float]]:
+    """values (n,) -> percentile interval of their mean; the same resamples for all values of one length."""
+    if not 0 < level < 1:
+        raise SamplingError(f"level must lie in (0, 1), not {level!r}")
+    weights: dict[int, NDArray[np.float64]] = {}
+
+    def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+        n = len(values)
+        if n < 2:
+            return np.nan, np.nan
+        if n not in weights:
+            weights[n] = rng.multinomial(n, np.full(n, 1 / n), size=n_boot) / n  # (n_boot, n)
+        low, high = np.quantile(weights[n] @ values, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    return interval
+
+
+# From the cohort ---------------------------------------------------------------------------------------------------
+
+
+def windows(done: "Preprocessed", scan_ids: Iterable[str] | None = None) -> dict[str, NDArray[np.int64]]:
+    """scan_id -> (n,) lung areas inside the window, pixels, of the preprocessed scans that a sampler can draw from.
+
+    scan_ids: all by default. Left out are excluded scans and empty windows.
+    """
+    scans = done.scans[(done.scans["status"] != "excluded") & (done.scans["stop"] > done.scans["start"])]
+    usable = set(scans["scan_id"])
+    asked = scans["scan_id"] if scan_ids is None else scan_ids
+    return {scan_id: done.areas(scan_id) for scan_id in asked if scan_id in usable}
+
+
+def lesion_slices(
+    data_root: str | Path,
+    scan_ids: Iterable[str],
+    *,
+    findings: Sequence[str] = LESIONS,
+    least: float = 0.0,
+) -> dict[str, NDArray[np.bool_]]:
+    """scan_id -> (slices of the scan,) bool, in the reader's order: where a phantom's masks show a lesion.
+
+    data_root: as given to `phantom.write`. findings: names in `patient.LABELS`. least: share of the slice's lung that
+    the lesions must exceed, in [0, 1); by default one pixel is enough. Scans without a mask, as all of real data, are
+    left out. Raises SamplingError for an unknown finding, or a share outside [0, 1).
+    """
+    from e2d_lib.phantom.patient import LABELS
+
+    if unknown := set(findings) - set(LABELS):
+        raise SamplingError(f"no finding {sorted(unknown)} in a phantom's masks; choose among {', '.join(LABELS)}")
+    if not 0 <= least < 1:
+        raise SamplingError(f"least is a share of the lung in [0, 1), not {least!r}")
+    wanted = np.zeros(max(LABELS.values()) + 1, bool)
+    wanted[[LABELS[name] for name in findings]] = True
+    found = {}
+    for scan_id in scan_ids:
+        path = Path(data_root) / "truth" / "masks" / f"{scan_id.replace('/', '__')}.npz"
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as file:
+                mask = file["mask"]
+            lesion, lung = wanted[mask].sum(axis=(1, 2)), np.count_nonzero(mask, axis=(1, 2))
+            found[scan_id] = lesion > least * lung
+    return found
+
+
+def window_lesions(done: "Preprocessed", lesions: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.bool_]]:
+    """`lesion_slices` of whole scans, cut to the windows of the preprocessed ones: scan_id -> (n,) bool.
+
+    Where slices could not be read, those left are found by their names, which a phantom numbers; scans where that
+    cannot be done are left out, as are those without a window. Raises SamplingError for another view than the axial.
+    """
+    if done.params.view != "axial":
+        raise SamplingError(f"the masks are of axial slices, the windows of {done.params.view} ones")
+    scans = done.scans.set_index("scan_id")
+    names = dict(iter(done.slices.groupby("scan_id", sort=False)["name"]))
+    cut = {}
+    for scan_id in windows(done, lesions):
+        whole = np.asarray(lesions[scan_id], dtype=bool)
+        scan = scans.loc[scan_id]
+        if scan["n_slices"] == len(whole):
+            left = np.arange(len(whole))
+        else:
+            stems = [Path(name).stem for name in names[scan_id]]
+            if not all(stem.isdecimal() and int(stem) < len(whole) for stem in stems):
+                continue
+            left = np.array([int(stem) for stem in stems])
+        cut[scan_id] = whole[left[scan["start"] : scan["stop"]]]
+    return cut
+
+
+HIGHER_IS_BETTER = ("lesion", "largest_area")
+
+
+def in_words(
+    tests: pd.DataFrame,
+    *,
+    n_samples: int = 8,
+    n_intervals: int = 4,
+    measures: Sequence[str] = ("ks", "wasserstein", "coverage", "lesion", "mean_area_error", "position_sd"),
+) -> list[str]:
+    """What `paired` found at one number of slices, as items of a Markdown list: one for each method tested.
+
+    Better or worse is what the corrected test and the interval of the mean agree on: over many windows the test of
+    signed ranks also finds shifts of which the mean knows nothing.
+    """
+    at = tests["n_samples"].eq(n_samples) & tests["n_intervals"].fillna(n_intervals).eq(n_intervals)
+    lines = []
+    for method, part in tests[at & tests["measure"].isin(measures)].groupby("method", sort=False):
+        found = []
+        for row in part.itertuples():
+            verdict = "no different"
+            if row.p_holm < 0.05 and row.low * row.high > 0:
+                verdict = "better" if (row.difference > 0) == (row.measure in HIGHER_IS_BETTER) else "worse"
+            found.append(
+                f"{MEASURES[row.measure]} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}), {verdict}"
+            )
+        lines.append(f"- {method} against {part['baseline'].iloc[0]}, {n_samples} slices: {'; '.join(found)}")
+    return lines

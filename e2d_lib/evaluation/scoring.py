@@ -1,0 +1,257 @@
+"""What chapter 5 looks at: scan scores at two thresholds, aggregations, paired runs, groups, the worst errors.
+
+A table of scan scores here has one row a scan and run: fraction, seed, fold, scan_id, label, source, probability, and
+``chosen``, the threshold that the run's own training folds chose (NaN where they chose none).
+Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
+"""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from e2d_lib.evaluation import metrics
+
+RUN = ["fraction", "seed", "fold"]
+AGGREGATIONS = get_args(metrics.Aggregation)
+AT_A_CUT = ("macro_f1", "sensitivity", "specificity", "accuracy")
+"""The metrics that depend on the threshold."""
+CHOSEN = "chosen"
+
+
+class EvaluationError(ValueError):
+    """Runs that cannot be evaluated as asked."""
+
+
+# Scores and thresholds ---------------------------------------------------------------------------------------------
+
+
+def thresholds(predictions: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3) -> pd.DataFrame:
+    """The threshold that each run's training folds choose: fraction, seed, fold, threshold, scans, positives, reason.
+
+    ``predictions``: chapter 4's slices. Only their part "inner" is looked at, the scans held out of the run's training
+    folds; the cut is the one of greatest macro F1 there (`metrics.best_threshold`). These scans chose the epoch too,
+    and they may be few: ``scans`` says how many. Without such scans, or with one class, the threshold is NaN and
+    ``reason`` says why.
+    """
+    rows = []
+    for key, run in predictions.groupby(RUN, sort=True):
+        inner = run[run["part"] == "inner"]
+        threshold, scans, positives, reason = np.nan, 0, 0, "no scans held out of the training folds"
+        if len(inner):
+            scans = metrics.scan_scores(inner, how=how, k=k)
+            positives = int(scans["label"].sum())
+            reason = "" if 0 < positives < len(scans) else "one class only among the scans held out"
+            threshold = np.nan if reason else metrics.best_threshold(scans["label"], scans["probability"])
+            scans = len(scans)
+        rows.append((*key, threshold, scans, positives, reason))
+    return pd.DataFrame(rows, columns=[*RUN, "threshold", "scans", "positives", "reason"])
+
+
+def scan_scores(
+    predictions: pd.DataFrame, cohort: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3
+) -> pd.DataFrame:
+    """The table of scan scores (see the module) of the reported folds, with each run's ``chosen`` threshold."""
+    valid = predictions[predictions["part"] == "valid"]
+    scores = metrics.scan_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
+    cuts = thresholds(predictions, how=how, k=k).rename(columns={"threshold": CHOSEN})
+    return scores.merge(cohort[["scan_id", "source"]], on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
+
+
+def largest(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the runs on the largest share of the training scans."""
+    return table[table["fraction"] == table["fraction"].max()]
+
+
+def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
+    """One row a scan (scan_id, label, source, fold, probability, chosen): the means of the seeds'."""
+    columns = ["scan_id", "label", "source", "fold"]
+    return scores.groupby(columns, as_index=False, sort=True)[["probability", CHOSEN]].mean()
+
+
+def has_chosen(scores: pd.DataFrame) -> bool:
+    """Whether every run of the table chose a threshold."""
+    return bool(scores[CHOSEN].notna().all())
+
+
+# Metrics with intervals --------------------------------------------------------------------------------------------
+
+
+def at_thresholds(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000) -> pd.DataFrame:
+    """`metrics.pooled` over folds and seeds, after a column ``at``: the threshold, or "chosen" for the runs' own.
+
+    At the chosen thresholds only the metrics that depend on them; none where a run chose none.
+    """
+    tables = [
+        metrics.pooled(scores, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
+            at=f"{threshold:g}"
+        )
+    ]
+    if has_chosen(scores):
+        again = metrics.pooled(scores.assign(threshold=scores[CHOSEN]), rng=np.random.default_rng(seed), n_boot=n_boot)
+        tables.append(again[again["metric"].isin(AT_A_CUT)].assign(at=CHOSEN))
+    return _first(["at"], pd.concat(tables, ignore_index=True))
+
+
+def by_run(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000) -> pd.DataFrame:
+    """Each run by itself: `at_thresholds` less what is about several runs, after fraction, seed, fold."""
+    parts = []
+    for key, run in scores.groupby(RUN, sort=True):
+        table = at_thresholds(run, seed=seed, threshold=threshold, n_boot=n_boot)
+        parts.append(table.assign(**dict(zip(RUN, key, strict=True))))
+    return _first(RUN, pd.concat(parts, ignore_index=True)).drop(columns=["run_mean", "run_sd", "n_runs", "seed_sd"])
+
+
+def by_group(
+    scores: pd.DataFrame, group: str, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
+) -> pd.DataFrame:
+    """`metrics.pooled` of the scans of each value of a column, after that column; an empty value is "unknown".
+
+    A metric that a group cannot have (one class only) keeps its row, with the reason.
+    """
+    parts = [
+        metrics.pooled(part, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
+            **{group: value or "unknown"}
+        )
+        for value, part in scores.groupby(group, sort=True)
+    ]
+    return _first([group], pd.concat(parts, ignore_index=True))
+
+
+def aggregations(
+    predictions: pd.DataFrame,
+    cohort: pd.DataFrame,
+    *,
+    seed: int = 0,
+    threshold: float = 0.5,
+    n_boot: int = 2000,
+    k: int = 3,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All ways from slices to a scan: metrics of each, and the paired comparison of each against the mean.
+
+    Gives `at_thresholds` after a column ``aggregation`` (each chooses its own threshold), and `paired` likewise, where
+    ``p_holm`` corrects all tests of the table together.
+    """
+    scores = {how: scan_scores(predictions, cohort, how=how, k=k) for how in AGGREGATIONS}
+    options: dict[str, Any] = {"seed": seed, "threshold": threshold, "n_boot": n_boot}
+    tables = [at_thresholds(table, **options).assign(aggregation=how) for how, table in scores.items()]
+    tests = [
+        paired(scores["mean"], table, **options).assign(aggregation=how)
+        for how, table in scores.items()
+        if how != "mean"
+    ]
+    together = pd.concat(tests, ignore_index=True)
+    together["p_holm"] = metrics.adjust(together["p_value"])
+    return tuple(_first(["aggregation"], table) for table in (pd.concat(tables, ignore_index=True), together))
+
+
+# Two runs ----------------------------------------------------------------------------------------------------------
+
+
+def paired(
+    a: pd.DataFrame, b: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
+) -> pd.DataFrame:
+    """`metrics.compare` of two tables of scan scores (b less a), means over their seeds, after a column ``at``.
+
+    DeLong for AUC, exact McNemar for the decisions (of one seed), paired bootstrap for the rest; all but AUC also at
+    the chosen thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
+    """
+    by_seed = [scores.pivot(index=["scan_id", "label"], columns="seed").sort_index() for scores in (a, b)]
+    (scans_a, labels_a), (scans_b, labels_b) = (
+        (table.index.get_level_values("scan_id"), table.index.get_level_values("label")) for table in by_seed
+    )
+    if not scans_a.equals(scans_b):
+        raise EvaluationError(
+            f"two runs are compared on the same validation scans: these score {len(scans_a)} and {len(scans_b)} scans, "
+            f"{len(scans_a.intersection(scans_b))} of them in both; give runs of the same folds and data"
+        )
+    if (other := labels_a != labels_b).any():
+        raise EvaluationError(f"two runs of other labels: {scans_a[other][0]} is {labels_a[other][0]} in the first")
+    scores = labels_a, *(table["probability"].to_numpy() for table in by_seed)
+    tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot)
+    tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
+    if has_chosen(a) and has_chosen(b):
+        cuts = tuple(table[CHOSEN].to_numpy() for table in by_seed)
+        tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, n_boot=n_boot)
+        tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
+    return _first(["at"], pd.concat(tables, ignore_index=True))
+
+
+def check_same_scans(scans: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Raise EvaluationError where scans of two runs have the same name and are others: phantoms name theirs alike.
+
+    Both: preprocessed scans (scan_id, n_files).
+    """
+    both = scans[["scan_id", "n_files"]].merge(theirs[["scan_id", "n_files"]], on="scan_id")
+    if differing := int((both["n_files_x"] != both["n_files_y"]).sum()):
+        raise EvaluationError(
+            f"the other run is about other data: {differing} of {len(both)} scans of the same name have another number "
+            "of slices"
+        )
+
+
+# Beside the known scores -------------------------------------------------------------------------------------------
+
+
+def beside_known(saved: pd.DataFrame, table: pd.DataFrame, slice_rows: pd.DataFrame, data: str) -> pd.DataFrame:
+    """Saved and own macro F1 and ROC AUC in one table: run, data, counted_in, metric, value, low, high.
+
+    ``saved``: results/published/saved_scores.csv. ``table``: `metrics.pooled` of this run, one scan one count;
+    ``slice_rows``: the same with each scan counted once for each of its slices, as the saved values are.
+    """
+    known = saved.assign(
+        run=saved["run"] + ", " + saved["validated_on"], data="saved: COV19-CT-DB", low=np.nan, high=np.nan
+    )
+    own = [
+        part.assign(run=f"this run ({data}), by {unit}", data=f"this run: {data}", counted_in=unit)
+        for unit, part in (("scans", table), ("slice rows", slice_rows))
+    ]
+    columns = ["run", "data", "counted_in", "metric", "value", "low", "high"]
+    both = pd.concat([known[columns], *(part[columns] for part in own)], ignore_index=True)
+    return both[both["metric"].isin(known["metric"].unique())].reset_index(drop=True)
+
+
+# Errors ------------------------------------------------------------------------------------------------------------
+
+
+def truth(data_root: str | Path, scores: pd.DataFrame) -> pd.DataFrame | None:
+    """``scores`` with the phantom's truth (extent, findings), or None where the data have none."""
+    path = Path(data_root) / "truth" / "scans.csv"
+    if not path.is_file():
+        return None
+    known = pd.read_csv(path)
+    return scores.merge(known[["scan_id", *known.columns.difference([*scores.columns])]], on="scan_id")
+
+
+def worst_errors(
+    scores: pd.DataFrame, predictions: pd.DataFrame, *, threshold: float = 0.5, n: int = 10
+) -> pd.DataFrame:
+    """The at most ``n`` wrongly called scans whose probability is furthest from the label, the worst first.
+
+    ``scores``: as of `mean_over_seeds`; ``predictions``: chapter 4's, of the same runs. Columns scan_id, label, source,
+    fold, probability, error ("false positive", "false negative"), index (position in the window of the drawn slice that
+    spoke loudest for the wrong answer, -1 where all inputs were blank), slice_probability (its mean over seeds).
+    """
+    wrong = scores[(scores["probability"] >= threshold) != (scores["label"] == 1)]
+    distance = (wrong["probability"] - wrong["label"]).abs()
+    worst = wrong.loc[distance.sort_values(ascending=False, kind="stable").index[:n]].drop(columns=CHOSEN)
+    drawn = predictions[(predictions["part"] == "valid") & (predictions["index"] >= 0)]
+    slices = drawn.groupby(["scan_id", "index"], as_index=False)["probability"].mean()
+    rows = []
+    for scan in worst.itertuples():
+        own = slices[slices["scan_id"] == scan.scan_id]
+        if own.empty:
+            rows.append((-1, np.nan))
+            continue
+        loudest = own.loc[own["probability"].idxmin() if scan.label else own["probability"].idxmax()]
+        rows.append((int(loudest["index"]), float(loudest["probability"])))
+    return worst.assign(
+        error=np.where(worst["label"] == 1, "false negative", "false positive"),
+        index=np.array([row[0] for row in rows], dtype=np.int64),
+        slice_probability=np.array([row[1] for row in rows], dtype=float),
+    ).reset_index(drop=True)
+
+
+def _first(names: list[str], table: pd.DataFrame) -> pd.DataFrame:
+    return table[[*names, *table.columns.drop(names)]]

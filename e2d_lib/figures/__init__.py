@@ -1,0 +1,1 @@
+"""Figures: functions of tables that give a matplotlib Figure."""

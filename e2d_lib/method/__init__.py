@@ -1,0 +1,1 @@
+"""The paper's method: SSFL++, KDS, and what they remove."""

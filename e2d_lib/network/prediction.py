@@ -1,0 +1,78 @@
+"""Unlabeled scans in, one prediction a scan out: the challenge's submission file, by an ensemble of checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from e2d_lib import io
+from e2d_lib.evaluation import metrics
+from e2d_lib.method import preprocess
+from e2d_lib.network import training
+from e2d_lib.network.model import CheckpointError
+from e2d_lib.network.slices import DatasetError, ScanSlices
+from e2d_lib.scans.cohort import read_cohort
+
+PREPROCESSING = "preprocessing.json"
+
+
+def preprocessing_of(checkpoints: Sequence[str | Path]) -> preprocess.Params:
+    """The preprocessing that the checkpoints were trained on, written beside each of them.
+
+    Raises CheckpointError where a checkpoint has none, or where they differ: an ensemble sees one set of slices.
+    """
+    found = {}
+    for checkpoint in map(Path, checkpoints):
+        if not checkpoint.is_file():
+            raise CheckpointError(f"no checkpoint {checkpoint}: give the model.safetensors of a training run")
+        beside = checkpoint.parent / PREPROCESSING
+        if not beside.is_file():
+            raise CheckpointError(f"{checkpoint} has no {PREPROCESSING} beside it, which says how its slices were made")
+        found[checkpoint] = preprocess.Params(**io.read_json(beside))
+    if len(set(found.values())) > 1:
+        raise CheckpointError(f"the checkpoints were trained on differently made slices: {set(found.values())}")
+    return next(iter(found.values()))
+
+
+def predict(
+    checkpoints: Sequence[str | Path],
+    data_root: str | Path,
+    *,
+    cache_dir: str | Path,
+    aggregation: str = "mean",
+    threshold: float = 0.5,
+    draws: int = 1,
+    device: str = "auto",
+    n_jobs: int = -1,
+) -> pd.DataFrame:
+    """One row a scan of ``data_root``: scan_id, prediction (1, 0 or <NA>), probability, n_checkpoints, reason.
+
+    The scans go through the preprocessing that the checkpoints were trained on, are scored by each checkpoint (its
+    slices' probabilities aggregated, method.md §5), and the scores are averaged. A scan that cannot be scored has no
+    prediction and a reason. Raises CohortError for a data root without scans, CheckpointError for unfit checkpoints.
+    """
+    params = preprocessing_of(checkpoints)
+    cohort = read_cohort(data_root).assign(label=pd.NA)  # whatever it says: nothing here may depend on it
+    done = preprocess.run(cohort, cache_dir, params, n_jobs=n_jobs)
+    scored = done.scans[(done.scans["status"] != "excluded") & (done.scans["stop"] > done.scans["start"])]
+    result = done.scans.set_index("scan_id")[["reason"]].assign(n_checkpoints=0, probability=float("nan"))
+    empty = result.index.difference(scored["scan_id"]).intersection(result.index[result["reason"].eq("")])
+    result.loc[empty, "reason"] = "empty window"
+    if len(scored):
+        place = training.resolve_device(device)
+        slices = ScanSlices.from_preprocessed(done, cohort[cohort["scan_id"].isin(scored["scan_id"])], device=place)
+        scores = [_scores(checkpoint, slices, aggregation, draws, device) for checkpoint in checkpoints]
+        mean = pd.concat(scores, axis=1).mean(axis=1)
+        result.loc[mean.index, "probability"] = mean
+        result.loc[mean.index, "n_checkpoints"] = len(checkpoints)
+    decision = (result["probability"] >= threshold).astype("Int64").where(result["probability"].notna())
+    table = result.assign(prediction=decision).reindex(cohort["scan_id"]).reset_index()
+    return table[["scan_id", "prediction", "probability", "n_checkpoints", "reason"]]
+
+
+def _scores(checkpoint: str | Path, slices: ScanSlices, aggregation: str, draws: int, device: str) -> pd.Series:
+    net, recipe = training.load(checkpoint)
+    if net.config.size is not None and net.config.size != slices.size:
+        raise DatasetError(f"{checkpoint} takes slices of {net.config.size} pixels, these have {slices.size}")
+    predictions = training.predict(net, slices, recipe=recipe, draws=draws, device=device).drop(columns="label")
+    return metrics.scan_scores(predictions, how=aggregation).set_index("scan_id")["probability"]

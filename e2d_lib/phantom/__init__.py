@@ -1,0 +1,1 @@
+"""A made-up chest CT cohort with known disease; a leaf."""

@@ -1,0 +1,139 @@
+"""Scans as NIfTI volumes."""
+
+import gzip
+import os
+import zlib
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError
+from e2d_lib.scans.formats import file_kind, is_hidden
+from e2d_lib.scans.overheard import doubts, listening, short
+from e2d_lib.scans.volume import hu_to_uint8, loaded_once, slice_count, slices_of
+
+CHUNK = 1 << 20  # bytes read at once
+NO_AIR = -300.0
+"""A CT volume whose lowest value, in HU, is above this shows no air: it is hardly in HU."""
+_BROKEN = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    gzip.BadGzipFile,
+    zlib.error,
+    ValueError,
+    TypeError,
+    MemoryError,
+)
+
+
+def open_nifti(notes: Notes, path: str, view: str) -> Scan:
+    """The slices of a volume's view, as `slices_of` turns them; slice k is named k.
+
+    The header is read here, the values with the first slice.
+    """
+    if os.path.isdir(path):
+        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == "nifti"]
+        if len(inside) != 1:
+            notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} NIfTI files in the folder, expected 1")
+            return Scan(notes)
+        path = os.path.join(path, inside[0])
+    if not os.path.getsize(path):
+        notes.add("", "excluded", Reason.EMPTY_FILE)
+        return Scan(notes)
+    try:
+        with listening() as said:
+            image = nib.load(path)
+            if not isinstance(image, nib.Nifti1Pair):
+                raise ValueError(f"{type(image).__name__}, not NIfTI")
+            turn = _orientation(image.affine)
+    except (EOFError, *_BROKEN) as error:
+        cut = Reason.TRUNCATED if _gzip_is_cut(path) else ""
+        notes.add("", "excluded", cut or f"{Reason.UNDECODABLE}: {short(error, path)}")
+        return Scan(notes)
+    shape, dtype = image.shape, image.dataobj.dtype
+    for doubt in doubts(said):
+        notes.add("", "warned", doubt)
+    if dtype.names or dtype.kind == "c":
+        notes.add("", "excluded", f"{Reason.NOT_HU}: {'complex' if dtype.kind == 'c' else 'RGB'} volume")
+        return Scan(notes)
+    if len(shape) < 2 or min(shape) < 1:
+        notes.add("", "excluded", f"{Reason.NO_SLICES}: shape {shape}")
+        return Scan(notes)
+    if any(n > 1 for n in shape[3:]):
+        notes.add("", "warned", f"{Reason.SEVERAL_VOLUMES}: shape {shape}")
+    if turn is None:
+        notes.add("", "warned", Reason.BAD_AFFINE)
+        turn = nib.orientations.axcodes2ornt("RAS")
+    elif not (image.header["sform_code"] > 0 or image.header["qform_code"] > 0):
+        notes.add("", "warned", f"{Reason.NO_ORIENTATION}: sform and qform codes are 0")
+    names = map(str, range(slice_count((*shape, 1), turn, view)))
+    return Scan(notes, names, loaded_once(lambda: _read_slices(image, turn, view, notes)))
+
+
+def _orientation(affine: np.ndarray) -> np.ndarray | None:
+    """(3, 2) nibabel orientation of the volume's axes; None where the affine does not give one."""
+    if not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
+        return None
+    turn = nib.io_orientation(affine)
+    return turn if np.isfinite(turn).all() else None
+
+
+def _gzip_is_cut(path: str) -> bool:
+    """Whether a file is gzip without its end; only asked once nibabel could make nothing of it."""
+    try:
+        with gzip.open(path) as file:
+            while file.read(CHUNK):
+                pass
+    except EOFError:
+        return True
+    except (OSError, zlib.error):
+        pass
+    return False
+
+
+def _fill(array: np.ndarray, file: Any, offset: int) -> None:
+    """Read a 1-D array from an opened file; nibabel's own way takes up to three times the memory. Raises EOFError."""
+    file.seek(offset)
+    room, filled = memoryview(array.view(np.uint8)), 0
+    while filled < len(room):
+        count = file.readinto(room[filled : filled + CHUNK])
+        if not count:
+            raise EOFError(f"{filled} of {len(room)} bytes")
+        filled += count
+
+
+def _read_slices(image: nib.Nifti1Pair, turn: np.ndarray, view: str, notes: Notes) -> np.ndarray:
+    """All slices of a view, (n, rows, columns) uint8; beside them only the stored values are held, not HU as float."""
+    header, path = image.dataobj, image.file_map["image"].filename
+    shape = (*image.shape, 1)[:3]
+    try:
+        with listening(), nib.openers.ImageOpener(path) as file:
+            stored = np.empty(np.prod(shape), header.dtype)
+            _fill(stored, file, header.offset)
+            while path.lower().endswith(".gz") and file.read(CHUNK):  # to the end, where gzip keeps its checksum
+                pass
+    except _BROKEN as error:
+        raise SliceError(f"{Reason.UNDECODABLE}: {short(error, path)}") from None
+    except EOFError as error:
+        raise SliceError(f"{Reason.TRUNCATED}: {short(error, path)}") from None
+    except OSError as error:
+        raise SliceError(f"{Reason.UNREADABLE}: {short(error, path)}") from None
+    planes = slices_of(stored.reshape(shape, order="F"), turn, view)
+    slices = np.empty(planes.shape, np.uint8)
+    odd, lowest = 0, np.inf
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float64 are not finite, and counted
+        for k, plane in enumerate(planes):
+            hu = plane.astype(np.float64)
+            hu *= header.slope  # 1 and 0 where the header gives none
+            hu += header.inter
+            finite = np.isfinite(hu)
+            odd += hu.size - np.count_nonzero(finite)
+            lowest = min(lowest, hu.min(where=finite, initial=np.inf))
+            hu[~finite] = -np.inf
+            slices[k] = hu_to_uint8(hu)
+    if odd:
+        notes.add("", "warned", f"{Reason.NOT_FINITE}: {odd} voxels")
+    if lowest > NO_AIR:
+        notes.add("", "warned", f"{Reason.NOT_HU}: lowest value {lowest:g}")
+    return slices

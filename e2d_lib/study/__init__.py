@@ -1,0 +1,1 @@
+"""The study's machinery: chapters, runner, sweeps, the command line."""

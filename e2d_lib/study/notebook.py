@@ -1,0 +1,169 @@
+"""The stored notebooks: where the study lies, its chapters, their parameters, and what a chapter depends on."""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+
+import e2d_lib
+from e2d_lib import io
+
+DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is about
+KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+class StudyError(ValueError):
+    """Something the user can mend; one line."""
+
+
+def root() -> Path:
+    """The study's folder, which relative paths in parameters mean, whatever folder a notebook is run from.
+
+    The nearest one, from the working directory upwards, that holds the chapters; else the checkout that the library is
+    installed from; else the working directory.
+    """
+    here = Path.cwd().resolve()
+    checkout = Path(e2d_lib.__file__).resolve().parents[1]
+    chapters = (folder for folder in (here, *here.parents, checkout) if any(_chapters(folder / "notebooks")))
+    return next(chapters, here)
+
+
+def _chapters(folder: Path) -> Iterable[Path]:
+    return folder.glob("[0-9][0-9]_*.ipynb")
+
+
+def resolve(path: str | Path) -> Path:
+    """``path``, absolute; a relative one is meant from the study's `root`."""
+    return Path(os.path.normpath(root() / Path(path).expanduser()))
+
+
+def shown(path: str | Path) -> str:
+    """``path`` as messages show it: from the working directory where it lies below it, else absolute."""
+    full = resolve(path)
+    below = full.is_relative_to(Path.cwd())
+    return (full.relative_to(Path.cwd()) if below else full).as_posix()
+
+
+class Parameter(NamedTuple):
+    """A notebook's parameter: its default, and the types that a value may have."""
+
+    default: Any
+    kinds: tuple[type, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Notebook:
+    """A chapter's notebook and its declared parameters."""
+
+    path: Path
+    parameters: dict[str, Parameter]
+
+    @classmethod
+    def of_chapter(cls, name: str) -> "Notebook":
+        """The stored notebook of a chapter: in the folder that the runner uses, else in the study's ``notebooks/``."""
+        path = resolve(os.environ.get("E2D_NOTEBOOKS", "notebooks")) / f"{name}.ipynb"
+        if not path.is_file():
+            raise StudyError(f"there is no {shown(path)}: run the chapters from the study's folder, or from below it")
+        return cls(path, declared_parameters(path))
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def _cells(self) -> list[tuple[str, str]]:
+        """Type and source of every cell but the parameters': their values are told apart from the cells."""
+        cells = nbformat.read(self.path, as_version=4).cells
+        return [(c.cell_type, c.source) for c in cells if "parameters" not in c.metadata.get("tags", [])]
+
+    def key(self, parameters: Mapping[str, Any]) -> str:
+        """What the chapter's results depend on besides the chapters it reads: cells, parameters, the library."""
+        values = {name: value for name, value in parameters.items() if name != "run_dir"}
+        return io.digest([self._cells, values, library_hash()])
+
+    def was_run(self, cells: list[str] | None, *, last: bool) -> bool:
+        """Whether ``cells``, sources in the order they were run, end as this notebook does from its opening cell on.
+
+        last: up to its last cell. A cell that was changed, left out, added or run twice makes it another notebook.
+        """
+        stored = [source.strip() for kind, source in self._cells if kind == "code"]
+        first = next((i for i, source in enumerate(stored) if "Chapter.open(" in source), len(stored))
+        ran = [source.strip() for source in cells or []]
+        opened = [i for i, source in enumerate(ran) if source in stored[first : first + 1]]
+        since = ran[opened[-1] :] if opened else []
+        return bool(since) and since == (stored[first:] if last else stored[first : first + len(since)])
+
+    def values(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
+        """The declared parameters' values in a notebook's ``globals()``, checked. Raises StudyError."""
+        return {
+            name: checked(self.name, name, namespace.get(name, parameter.default), parameter)
+            for name, parameter in self.parameters.items()
+        }
+
+
+def notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
+    """The chapters in ``folder``, in order: every ``NN_name.ipynb``, with its parameters read from its tagged cell."""
+    paths = sorted(_chapters(resolve(folder)))
+    if not paths:
+        raise StudyError(f"no chapters (NN_name.ipynb) in {shown(folder)}: run from the checkout, or give --notebooks")
+    return [Notebook(path, declared_parameters(path)) for path in paths]
+
+
+def declared_parameters(path: Path) -> dict[str, Parameter]:
+    """The assignments in the one cell tagged ``parameters``, such as ``size: int = 96``; defaults are literals.
+
+    Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
+    """
+    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise StudyError(f"{path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
+    found = {}
+    for statement in ast.parse(cells[0].source).body:
+        if not isinstance(statement, ast.AnnAssign) or statement.value is None:
+            raise StudyError(f"{path.name}: line {statement.lineno} of the parameters is not 'name: type = value'")
+        names = [node.id for node in ast.walk(statement.annotation) if isinstance(node, ast.Name)]
+        kinds = tuple(KINDS[name] for name in names)
+        found[statement.target.id] = Parameter(ast.literal_eval(statement.value), kinds)
+    return found
+
+
+def checked(where: str, name: str, value: Any, parameter: Parameter) -> Any:
+    """``value`` if it has a declared type; an int will do for a float, and the items of a list are as the default's."""
+    default, kinds = parameter
+    if type(value) is tuple:
+        value = list(value)
+    if float in kinds and type(value) in (int, str) and not (type(value) is str and str in kinds):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3, which lacks the dot, as text
+            return float(value)
+    if type(value) not in kinds:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise StudyError(
+            f"{where}: {name} is {value!r} ({type(value).__name__}); expected {expected}, like {default!r}"
+        )
+    if isinstance(value, list) and default:
+        item = Parameter(default[0], (type(default[0]),))
+        return [checked(where, f"{name} (an item)", one, item) for one in value]
+    return value
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What was meant, or else what there is."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def library_hash() -> str:
+    """Of the library's source, sub-folders too: results are made again when what makes them changes."""
+    folder = Path(e2d_lib.__file__).parent
+    sources = sorted(folder.rglob("*.py"))
+    return io.digest(
+        [[path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sources]
+    )

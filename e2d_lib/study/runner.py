@@ -1,0 +1,306 @@
+"""The runner: chapters through papermill, with checked parameters, resumed where they stopped.
+
+A profile is a YAML file: ``description``, ``all`` (parameters for every chapter that takes them), and a mapping for
+each chapter. What it leaves out is the notebook's default.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from e2d_lib import io
+from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
+from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
+
+
+class ChapterFailed(RuntimeError):
+    """A notebook stopped with an error; the message says which, where, why, and where its executed copy is."""
+
+
+def load_yaml(kind: str, source: str | Path, folder: str | Path = "notebooks") -> tuple[Path, Any]:
+    """A YAML file's path and content: a shipped one by name (``<kind>s/`` beside the notebooks), or any by path."""
+    path = Path(source).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        path = resolve(folder) / f"{kind}s" / f"{source}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in (resolve(folder) / f"{kind}s").glob("*.yaml"))
+        raise StudyError(
+            f"no {kind} {str(source)!r}: the shipped ones are {', '.join(known)}; or give a path to a YAML file"
+        )
+    try:
+        return path, yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path}: not YAML: {one_line(error)}") from None
+
+
+def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[str, dict[str, Any]]:
+    """A profile by name (``profiles/<name>.yaml`` beside the notebooks) or by path."""
+    path, content = load_yaml("profile", profile, folder)
+    content = content or {}
+    if not isinstance(content, dict) or not all(
+        isinstance(value, dict) for key, value in content.items() if key != "description"
+    ):
+        raise StudyError(f"{path}: a profile maps 'all' and chapter names to parameters")
+    return content
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """``name=value`` for every chapter that takes the name, ``chapter.name=value`` for one; values are YAML.
+
+    >>> parse_assignments(["epochs=3", "04_training.device=cpu"])
+    {'all': {'epochs': 3}, '04_training': {'device': 'cpu'}}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for item in assignments:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise StudyError(f"-p {item!r}: expected name=value or chapter.name=value")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise StudyError(f"-p {item!r}: the value is not YAML") from None
+        chapter, dot, short = name.rpartition(".")
+        found.setdefault(chapter if dot else "all", {})[short if dot else name] = value
+    return found
+
+
+def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Each chapter's values: its defaults, then each layer (where it is from, profile-like mapping) over them.
+
+    Papermill would run on with a misspelt name; here an unknown chapter or name, or a value of another type than the
+    default's, is a StudyError.
+    """
+    names = {notebook.name for notebook in chapters}
+    takers = {name for notebook in chapters for name in notebook.parameters}
+    result = {c.name: {name: parameter.default for name, parameter in c.parameters.items()} for c in chapters}
+    for where, layer in layers:
+        for section, values in layer.items():
+            if section == "description":
+                continue
+            short = [name for name in names if name == section or name[:2] == section]
+            if section != "all" and not short:
+                raise StudyError(f"{where}: no chapter {section!r}{hint(section, names)}")
+            allowed = takers if section == "all" else result[short[0]].keys()
+            for name, value in values.items():
+                if name not in allowed:
+                    whose = "no chapter" if section == "all" else short[0]
+                    verb = "takes" if section == "all" else "does not take"
+                    raise StudyError(f"{where}: {whose} {verb} a parameter {name!r}{hint(name, allowed)}")
+                for notebook in chapters:
+                    if (section == "all" or notebook.name in short) and name in notebook.parameters:
+                        result[notebook.name][name] = checked(where, name, value, notebook.parameters[name])
+    return result
+
+
+class Run:
+    """One study run: the chapters' parameters and folder, and which chapters are up to date."""
+
+    def __init__(self, chapters: list[Notebook], parameters: dict[str, dict[str, Any]], run_dir: Path):
+        self.chapters, self.parameters, self.dir = chapters, parameters, run_dir
+
+    def folder(self, name: str) -> Path:
+        """Of a chapter: its own, or the cell of a sweep that its parameters name."""
+        return self.dir / (self.parameters.get(name, {}).get("cell") or name)
+
+    def _done(self, name: str) -> dict[str, Any] | None:
+        try:
+            return io.read_json(self.folder(name) / DONE)
+        except (OSError, ValueError):
+            return None
+
+    def _data_state(self) -> str:
+        """The state of the files that chapter 01 describes: the user's data, or the phantom it wrote."""
+        try:
+            return data_fingerprint(RunFolder(self.dir).data_root)
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def current(self, notebook: Notebook) -> dict[str, Any] | None:
+        """The record of the chapter's last run, if doing it again would give the same; None if it has to run."""
+        done = self._done(notebook.name)
+        if done is None or done["key"] != notebook.key(self.parameters[notebook.name]):
+            return None
+        if notebook.name == DATA_CHAPTER and done["data_state"] != self._data_state():
+            return None
+        return done if all(result_of(self.dir / name) == key for name, key in done["inputs"].items()) else None
+
+    def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
+        """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
+        import papermill
+
+        folder = self.folder(notebook.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        running, good, bad = (folder / f"notebook{tail}.ipynb" for tail in (".running", "", ".failed"))
+        started = time.perf_counter()
+        with _kernel_environment(notebook, progress):
+            try:
+                papermill.execute_notebook(
+                    os.path.relpath(notebook.path),
+                    os.path.relpath(running),
+                    parameters=self.parameters[notebook.name],
+                    kernel_name="python3",
+                    cwd=str(root()),
+                    progress_bar={"desc": notebook.name, "leave": False} if progress else False,
+                    stderr_file=sys.stderr if progress else None,
+                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+                )
+            except papermill.PapermillExecutionError as error:
+                if error.ename != "NotApplicable":
+                    running.replace(bad)
+                    (folder / DONE).unlink(missing_ok=True)  # where it failed before it was opened
+                    raise ChapterFailed(
+                        f"{notebook.name} failed in cell {error.cell_index + 1}, [{error.exec_count}]: "
+                        f"{error.ename}: {one_line(error.evalue)}; executed copy: {shown(bad)}"
+                    ) from None
+        bad.unlink(missing_ok=True)
+        _tidy(running)
+        running.replace(good)
+        done = self._done(notebook.name)
+        if done is None:
+            raise ChapterFailed(f"{notebook.name} ended without chapter.finish(…), so nothing is recorded")
+        return done | {"seconds": round(time.perf_counter() - started, 1)}  # the kernel's start is in it
+
+    def write_provenance(self, profile: str) -> None:
+        """``<run>/provenance.json``: what ran, with which parameters, on what, for how long."""
+        io.write_json(
+            self.dir / "provenance.json",
+            {
+                "profile": profile,
+                "parameters": self.parameters,
+                "environment": environment(),
+                "chapters": {c.name: self._done(c.name) for c in self.chapters},
+            },
+        )
+
+
+def run(
+    profile: str = "demo",
+    *,
+    data_root: str = "",
+    out: str = "",
+    only: Iterable[str] = (),
+    assignments: Iterable[str] = (),
+    folder: str | Path = "notebooks",
+    fresh: bool = False,
+    dry_run: bool = False,
+    progress: bool = True,
+    say=print,
+) -> Run:
+    """Run the study's chapters in order, each one unless it is up to date.
+
+    ``only`` names chapters ("03" or whole names); ``assignments`` are ``name=value`` over the profile; ``fresh`` runs
+    also what is up to date, each chapter from an empty folder; ``dry_run`` only says what would run.
+
+    Raises StudyError for what the user asked wrongly, before anything runs, and ChapterFailed when a notebook stops.
+    """
+    chapters = notebooks(folder)
+    layers = [(f"profile {profile}", load_profile(profile, folder)), ("-p", parse_assignments(assignments))]
+    given = given_parameters(profile, data_root, out)
+    parameters = plan(chapters, *layers, ("arguments", {"all": given}))
+    chosen = _chosen(chapters, only)
+    _check_data(parameters)
+    study = Run(chapters, parameters, resolve(given["run_dir"]))
+    say(f"{profile} -> {shown(study.dir)}")
+    for number, notebook in enumerate(chosen, 1):
+        head = f"[{number}/{len(chosen)}] {notebook.name}"
+        done = None if fresh else study.current(notebook)
+        if done:
+            say(f"{head}: up to date ({_state(done)}{', run by hand' if done['by_hand'] else ''})")
+        elif dry_run:
+            say(f"{head}: would run")
+        else:
+            say(f"{head} …")
+            if fresh:
+                shutil.rmtree(study.dir / notebook.name, ignore_errors=True)
+            try:
+                done = study.execute(notebook, progress=progress)
+            finally:
+                study.write_provenance(str(profile))
+            say(f"{head}: {_state(done)}")
+    return study
+
+
+def _state(done: Mapping[str, Any]) -> str:
+    return f"{done['seconds']:.0f} s" if done["status"] == "done" else f"{done['status']}: {done['reason']}"
+
+
+def given_parameters(profile: str, data_root: str, out: str) -> dict[str, str]:
+    """The parameters that the commands' own options give, for every chapter that takes them.
+
+    Paths on the command line mean the working directory, as everywhere; in parameters they mean the study's `root`.
+    """
+    stem = Path(profile).stem
+    default = f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
+    run_dir = _from_root(out) if out else default
+    return {"run_dir": run_dir, **({"data_root": _from_root(data_root)} if data_root else {})}
+
+
+def _from_root(path: str) -> str:
+    full = Path(os.path.abspath(Path(path).expanduser()))
+    return (full.relative_to(root()) if full.is_relative_to(root()) else full).as_posix()
+
+
+def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """A wrong data root is told before anything runs."""
+    data_root = parameters.get(DATA_CHAPTER, {}).get("data_root")
+    if data_root:
+        from e2d_lib.scans.cohort import CohortError, read_cohort
+
+        try:
+            read_cohort(resolve(data_root))
+        except CohortError as error:
+            raise StudyError(one_line(error)) from None
+
+
+def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
+    names = [notebook.name for notebook in chapters]
+    wanted = []
+    for item in only:
+        match = [name for name in names if name == item or name[:2] == item.zfill(2)]
+        if not match:
+            raise StudyError(f"no chapter {item!r}{hint(item, names)}")
+        wanted += match
+    return [notebook for notebook in chapters if not wanted or notebook.name in wanted]
+
+
+def one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+@contextlib.contextmanager
+def _kernel_environment(notebook: Notebook, progress: bool):
+    """Tell the kernel, through the environment it inherits: bars that a terminal shows, and where its notebook is."""
+    # Papermill's own parser warns about a parameter line with a second "="; ours has read it already.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    before = dict(os.environ)
+    os.environ |= {"E2D_PROGRESS": "plain" if progress else "off", "E2D_NOTEBOOKS": str(notebook.path.parent)}
+    try:
+        yield
+    finally:
+        for name in ("E2D_PROGRESS", "E2D_NOTEBOOKS"):
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
+
+
+def _tidy(path: Path) -> None:
+    """Drop the traces of progress bars from an executed notebook: whatever a carriage return wrote over."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream" and "\r" in output.text:
+                lines = [line.rpartition("\r")[2] for line in output.text.replace("\r\n", "\n").split("\n")]
+                output.text = "\n".join(line for line in lines if line.strip())
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
+    with io.replacing(path) as tmp, open(tmp, "w", encoding="utf-8") as file:
+        nbformat.write(notebook, file)
