@@ -464,9 +464,14 @@ def load(out_dir: str | Path, params: Params = DEFAULT, *, wait: bool = False) -
     wait: where a run is writing to this cache, wait for its end.
     """
     folder = Path(out_dir) / params.key
-    if wait:
-        with contextlib.suppress(OSError), open(folder / ".lock") as lock:  # OSError: no run, or no locks here
-            fcntl.flock(lock, fcntl.LOCK_SH)
+    with contextlib.ExitStack() as held:  # until the table is read: a run that follows would take it away meanwhile
+        if wait:
+            with contextlib.suppress(OSError):  # no run, or no locks here
+                fcntl.flock(held.enter_context(open(folder / ".lock")), fcntl.LOCK_SH)
+        return _load(folder, params)
+
+
+def _load(folder: Path, params: Params) -> Preprocessed:
     if not (folder / "scans.parquet").is_file():
         state = "unfinished" if folder.is_dir() else "missing"
         raise PreprocessError(

@@ -784,7 +784,7 @@ class TestExecutors:
 
     def test_the_light_install_is_enough(self):
         heavy = ("torch", "matplotlib", "sklearn", "papermill", "distributed")
-        code = f"import sys, e2d_lib.preprocess; print([m for m in {heavy} if m in sys.modules])"
+        code = f"import sys, e2d_lib.method.preprocess; print([m for m in {heavy} if m in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
 

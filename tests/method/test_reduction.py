@@ -494,7 +494,7 @@ class TestComparison:
 def test_imports_stay_light():
     """Reduction needs none of these, metrics none before a function asks for them."""
     code = (
-        "import sys, e2d_lib.reduction, e2d_lib.metrics; "
+        "import sys, e2d_lib.method.reduction, e2d_lib.evaluation.metrics; "
         "print([m for m in ('torch', 'sklearn', 'statsmodels', 'matplotlib', 'papermill') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from e2d_lib.network import slices
-from e2d_lib.network.slices import Augment, Augmentation, DatasetError, ScanSlices, ahead, draw, few_shot, stream
+from e2d_lib.network.slices import (
+    UNKNOWN,
+    Augment,
+    Augmentation,
+    DatasetError,
+    ScanSlices,
+    ahead,
+    draw,
+    few_shot,
+    stream,
+)
 
 CPU = torch.device("cpu")
 STILL = Augmentation(flip_p=0, affine_p=0, value_p=0, light_p=0, holes_p=0)
@@ -74,7 +84,7 @@ class TestScanSlices:
         rows = pd.DataFrame({"scan_id": ["a", "bad", "b"], "label": pd.array([1, 0, None], dtype="Int64")})
         slices = ScanSlices.from_preprocessed(cache, rows)
         assert slices.scan_ids == ("a", "b")
-        assert slices.labels.tolist() == [1, slices.UNKNOWN]
+        assert slices.labels.tolist() == [1, UNKNOWN]
         assert slices.n_slices.tolist() == [10, 12]
         assert slices.widths.tolist() == [5, 6]
         with pytest.raises(DatasetError, match="not in the preprocessing cache, the first is 'c'"):

@@ -520,7 +520,7 @@ class TestResume:
             import os, signal
             from e2d_lib import io
             from e2d_lib.network import training
-            from tests.test_training import run
+            from tests.network.test_training import run
 
             def kill():
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -548,7 +548,7 @@ class TestResume:
         assert len(state["history"]) == 1
         # Fresh processes, as a rerun is one: libraries that other tests load may change the last bits of sums here.
         for name in ("killed", "straight"):
-            script = f"from tests.test_training import run; run({str(tmp_path / name)!r}, **{settings!r})"
+            script = f"from tests.network.test_training import run; run({str(tmp_path / name)!r}, **{settings!r})"
             assert python("-c", script).returncode == 0
         assert same_weights(tmp_path / "killed" / SELECTED, tmp_path / "straight" / SELECTED)
         resumed, undisturbed = run(tmp_path / "killed", **settings), run(tmp_path / "straight", **settings)  # read back
@@ -564,7 +564,7 @@ def test_two_processes_train_as_one(tmp_path):
     script = f"""
         from e2d_lib.network.model import ModelConfig
         from e2d_lib.network.training import fit
-        from tests.test_training import quick, toy
+        from tests.network.test_training import quick, toy
         config, recipe = ModelConfig(**{options!r}), quick(**{settings!r})
         fit(toy(), toy(7, seed=1), model=config, recipe=recipe, out_dir={str(tmp_path / "two")!r})
     """

@@ -255,6 +255,7 @@ class TestFreeTree:
     @pytest.mark.shared
     def test_real_slices_each_of_its_own_series(self, shared):
         cohort = read_cohort(shared / "data")
+        cohort = cohort[~cohort["scan_id"].str.startswith(("lung-pet-ct-dx/", "odd-inputs/"))]
         assert len(cohort) == 11 and (cohort["format"] == "dicom").sum() == 10
         assert all(os.path.isfile(path) for path in cohort["path"])
         assert sum(len(open_scan(row)) for row in cohort.to_dict("records")) == 10 + 112
