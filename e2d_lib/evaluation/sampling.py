@@ -228,6 +228,20 @@ def cover(n: int, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     return total / n, largest.astype(np.float64)
 
 
+def _estimated(window: _Window, drawn: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """(settings, 4): means over redraws of `distances` and `cover`, one pass for settings of equally many slices.
+
+    ``drawn``: (redraws, s) of each setting.
+    """
+    result = np.empty((len(drawn), 4))
+    for width in {part.shape[1] for part in drawn}:
+        same = [k for k, part in enumerate(drawn) if part.shape[1] == width]
+        stacked = np.concatenate([drawn[k] for k in same])
+        values = np.stack([*_distances(window, stacked), *cover(len(window.areas), stacked)])
+        result[same] = values.reshape(4, len(same), -1).mean(axis=2).T
+    return result
+
+
 def _moments(
     groups: list[tuple[NDArray[np.int64], int]], values: NDArray[np.float64]
 ) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
@@ -319,24 +333,25 @@ def quality(
         sd = float(window.areas.std()) or 1.0
         # The mean is taken off before squares are summed: areas are large beside their differences.
         values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, bearing])
-        unknown = np.nan if not bearing.any() else 0.0
-        for setting in settings:
-            groups = design(areas, **{name: setting[name] for name in SETTING}, variant=variant)
-            drawn = _draws(groups, redraws, rng)
-            ks, wasserstein = _distances(window, drawn)
-            mean_distance, largest_distance = cover(n, drawn)
+        known = bool(bearing.any())
+        unknown = 0.0 if known else np.nan
+        designs = [design(areas, **{name: setting[name] for name in SETTING}, variant=variant) for setting in settings]
+        estimated = _estimated(window, [_draws(groups, redraws, rng) for groups in designs])
+        for setting, groups, (ks, wasserstein, mean_distance, largest_distance) in zip(
+            settings, designs, estimated, strict=True
+        ):
             count, mean, spread = _moments(groups, values)
             rows.append(
                 (
                     scan_id,
                     *(setting[name] for name in SETTING),
                     n,
-                    ks.mean(),
-                    wasserstein.mean() / sd,
-                    mean_distance.mean() / n,
-                    largest_distance.mean() / n,
+                    ks,
+                    wasserstein / sd,
+                    mean_distance / n,
+                    largest_distance / n,
                     _hit(groups, largest),
-                    _hit(groups, bearing) + unknown,
+                    _hit(groups, bearing) if known else np.nan,
                     count * mean[2] + unknown,
                     spread[2] + unknown,
                     mean[0],
