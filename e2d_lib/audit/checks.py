@@ -17,13 +17,16 @@ import pandas as pd
 from scipy.stats import binomtest, gaussian_kde
 
 from e2d_lib.audit import forensics
-from e2d_lib.method import kds, reduction, ssfl
+from e2d_lib.method import curves, kds, reduction, ssfl
 from e2d_lib.method.preprocess import Preprocessed
 
 SCANS = range(1, 1685)
 """Numbers of cases a score of scans can have: up to all training and validation scans."""
 ROWS = range(70_000, 105_001)
 """Numbers of cases a score of slice rows can have: any fold of the cohort."""
+ALL_ROWS = range(2, 108_000)
+"""The same for the score of 2025, of which nothing was assumed."""
+FITS = ["rows", "errors", "smaller_class", "larger_class", "solutions", "as_scans", "distance", "chance"]
 POSITIVE_ROWS = range(38_000, 46_501)
 VALIDATION_ROWS = 89_264
 EXCLUDED_SLICES = 399  # of validation positive ct_scan_60, the 18th excluded scan (D4)
@@ -76,7 +79,11 @@ class Inputs:
 
     @cached_property
     def fits(self) -> pd.DataFrame:
-        return score_fits(self.published / "saved_scores.csv")
+        return score_fits(self.published)
+
+    @cached_property
+    def real(self) -> curves.RealScans:
+        return curves.real(self.published / "real_areas")
 
     @cached_property
     def curves(self) -> dict[str, np.ndarray]:
@@ -129,37 +136,54 @@ class Inputs:
 CheckFunction = Callable[[Inputs], tuple[bool | None, str, list[Effect]]]
 
 
-def score_fits(path: str | Path) -> pd.DataFrame:
+def score_fits(folder: str | Path) -> pd.DataFrame:
     """What each saved score can be a score of: one row a score of 12 decimals and more, in the file's order.
 
-    ``path``: CSV with run, metric (macro_f1 or roc_auc) and value. Columns: run, metric, value (str, as printed),
-    rows, errors (macro F1 only), smaller_class and larger_class (rows, AUC only: which of them is the positive one an
-    AUC cannot tell), distance (spacings of 2^-53), solutions (in `ROWS`, or in `POSITIVE_ROWS`), as_scans (solutions in
-    `SCANS`, macro F1 only) and chance (solutions expected of a number that is no score at all).
+    ``folder``: of the published tables. saved_scores.csv has run, metric (macro_f1 or roc_auc) and value; what follows
+    from a value takes seconds to find and never changes, so it is read from score_fits.csv where it stands there, and
+    derived (`score_fit`) where it does not. Columns: run, metric, value (str, as printed) and those of `score_fit`.
     """
-    saved = pd.read_csv(path, dtype={"value": str})
+    saved = pd.read_csv(Path(folder) / "saved_scores.csv", dtype={"value": str})
     saved = saved[saved["value"].str.partition(".")[2].str.len() >= 12]
+    known = pd.read_csv(Path(folder) / "score_fits.csv", dtype={"value": str}).set_index(["metric", "value"])
     rows = []
     for run, metric, text in saved[["run", "metric", "value"]].itertuples(index=False):
-        value, fit = float(text), {"run": run, "metric": metric, "value": text}
-        if metric == "macro_f1":
-            found = forensics.f1_totals(value, ROWS)
-            as_scans = len(forensics.f1_totals(value, SCANS))
-            fit |= {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(value, ROWS)}
-            if found:
-                fit |= {"rows": found[0].rows, "errors": found[0].errors, "distance": found[0].distance}
-        else:
-            found = forensics.auc_positives(value, VALIDATION_ROWS, POSITIVE_ROWS)
-            pairs = {frozenset((one.positives, one.negatives)): one for one in found}
-            chance = forensics.auc_chance(VALIDATION_ROWS, POSITIVE_ROWS)
-            fit |= {"rows": VALIDATION_ROWS, "solutions": len(pairs), "chance": chance}
-            if found:
-                smaller, larger = sorted((found[0].positives, found[0].negatives))
-                fit |= {"smaller_class": smaller, "larger_class": larger, "distance": found[0].distance}
-        rows.append(fit)
-    counts = ["rows", "errors", "smaller_class", "larger_class", "solutions", "as_scans"]
-    table = pd.DataFrame(rows, columns=["run", "metric", "value", *counts, "distance", "chance"])
-    return table.astype(dict.fromkeys(counts, "Int64"))
+        stored = (metric, text) in known.index
+        fit = known.loc[(metric, text), FITS].to_dict() if stored else score_fit(metric, text, follow_up(run))
+        rows.append({"run": run, "metric": metric, "value": text, **fit})
+    table = pd.DataFrame(rows, columns=["run", "metric", "value", *FITS])
+    return table.astype(dict.fromkeys(FITS[:6], "Int64") | dict.fromkeys(FITS[6:], float))
+
+
+def follow_up(run: str) -> bool:
+    """Whether a saved score is of 2025: it was searched for over all numbers of cases, not only those of a fold."""
+    return run.startswith("follow-up")
+
+
+def score_fit(metric: str, text: str, wide: bool = False) -> dict:
+    """What a score printed as ``text`` can be a score of; ``wide``: search `ALL_ROWS`, not `ROWS`.
+
+    rows, errors (macro F1 only), smaller_class and larger_class (rows, AUC only: which of them is the positive one an
+    AUC cannot tell), solutions (in the rows searched, or in `POSITIVE_ROWS`), as_scans (solutions in `SCANS`, macro F1
+    only), distance (spacings of 2^-53) and chance (solutions expected of a number that is no score at all).
+    """
+    value, fit = float(text), {}
+    if metric == "macro_f1":
+        searched = ALL_ROWS if wide else ROWS
+        found = forensics.f1_totals(value, searched)
+        as_scans = len(forensics.f1_totals(value, SCANS))
+        fit |= {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(value, searched)}
+        if found:
+            fit |= {"rows": found[0].rows, "errors": found[0].errors, "distance": found[0].distance}
+    else:
+        found = forensics.auc_positives(value, VALIDATION_ROWS, POSITIVE_ROWS)
+        pairs = {frozenset((one.positives, one.negatives)): one for one in found}
+        chance = forensics.auc_chance(VALIDATION_ROWS, POSITIVE_ROWS)
+        fit |= {"rows": VALIDATION_ROWS, "solutions": len(pairs), "chance": chance}
+        if found:
+            smaller, larger = sorted((found[0].positives, found[0].negatives))
+            fit |= {"smaller_class": smaller, "larger_class": larger, "distance": found[0].distance}
+    return fit
 
 
 # Checks ------------------------------------------------------------------------------------------------------------
@@ -567,7 +591,7 @@ def _eight_slices(given: Inputs):
 
 @_check("E1")
 def _slice_rows(given: Inputs):
-    fits = given.fits[given.fits["metric"] == "macro_f1"]
+    fits = given.fits[(given.fits["metric"] == "macro_f1") & ~given.fits["run"].map(follow_up)]
     length, excluded = float(given.outputs.loc["Validation", "length_before"]), EXCLUDED_SLICES
     together = int((fits["rows"] == VALIDATION_ROWS).sum())
     holds = bool((fits["solutions"] == 1).all() and (fits["as_scans"] == 0).all()) and len(fits) == 5 and together == 3

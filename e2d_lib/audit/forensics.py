@@ -123,17 +123,6 @@ def f1_chance(score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1
     return float(spacings * float(SPACING) * ((high - high**3 / 3) - (low - low**3 / 3)) * (n * n).sum())
 
 
-def false_negatives(totals: Totals, positives: int) -> list[int]:
-    """FN that ``positives`` of the rows being positive leaves possible, for either sign of TP - TN; FP is the rest.
-
-    >>> false_negatives(Totals(10, 2, 0, 0.0), 5)      # TP = TN = 4: one of each
-    [1]
-    """
-    negatives = totals.rows - positives
-    doubled = {totals.errors + positives - negatives - sign * totals.imbalance for sign in (1, -1)}
-    return sorted(value // 2 for value in doubled if 0 <= value <= 2 * totals.errors)
-
-
 # AUC ---------------------------------------------------------------------------------------------------------------
 
 

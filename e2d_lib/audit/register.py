@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from e2d_lib.audit import follow_up
 from e2d_lib.audit.checks import CHECKS, CheckFunction, Effect, Inputs
 from e2d_lib.method import preprocess
 from e2d_lib.method.preprocess import Preprocessed
@@ -56,8 +57,9 @@ class Entry:
 
 def entries() -> list[Entry]:
     """The shipped register, in its order, each entry with its check where it has one."""
+    checks = CHECKS | follow_up.CHECKS
     text = resources.files("e2d_lib.audit").joinpath("register.yaml").read_text(encoding="utf-8")
-    return [Entry(**fields, check=CHECKS.get(fields["id"])) for fields in yaml.safe_load(text)]
+    return [Entry(**fields, check=checks.get(fields["id"])) for fields in yaml.safe_load(text)]
 
 
 def run(
@@ -128,12 +130,6 @@ def areas_on_crop(cohort: pd.DataFrame, done: Preprocessed) -> Preprocessed | No
     return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
 
 
-def effects_table(checks: Sequence[Check]) -> pd.DataFrame:
-    """All effects of some checks, tidy: id, metric, value, low, high, n, unit."""
-    rows = [(check.id, *effect) for check in checks for effect in check.effects]
-    return pd.DataFrame(rows, columns=["id", *Effect._fields])
-
-
 def markdown(register: pd.DataFrame, *, data: str = "") -> str:
     """The register as a Markdown document. ``data``: what the effects were measured on, such as "phantom, 60 scans"."""
     recomputed = register[register["checked"] == "recomputed"]
@@ -159,7 +155,8 @@ def markdown(register: pd.DataFrame, *, data: str = "") -> str:
             check = "cited" if row.checked == "cited" else ": ".join(filter(None, [verdict, row.result]))
             lines.append(_row([f"**{row.id}**", row.claim, row.evidence, check, row.effect or "–", row.corrected]))
     lines += ["", "## Sources", "", "E2D is `ming053l/E2D` (June 2024), challenge the same team's"]
-    lines += ["`ming053l/E2D-for-COVID-19-detection` (March 2024). Notebook cells are counted from 0.", ""]
+    lines += ["`ming053l/E2D-for-COVID-19-detection` (March 2024), 2025 is"]
+    lines += ["`Joe1007/AFE-AIMI-COVID19-Challenge-2025`. Notebook cells are counted from 0.", ""]
     lines += [f"- **{row.id}** {row.source}" for row in register.itertuples()]
     return "\n".join(lines) + "\n"
 

@@ -9,15 +9,16 @@ import pandas as pd
 import pytest
 
 from e2d_lib import io
-from e2d_lib.audit import checks, register
+from e2d_lib.audit import checks, follow_up, register
 from e2d_lib.method.preprocess import Params, Preprocessed
 from tests.conftest import ROOT
 
 PUBLISHED = ROOT / "results" / "published"
 IDS = (
-    "A1 A2 A3 A4 A5 A6 B1 B2 B3 C1 C2 C3 C4 C5 C6 C7 D1 D2 D3 D4 D5 D6 E1 E2 E3 E4 E5 F1 F2 F3 F4 F5 F6 F7 G1 G2 G3 G4"
+    "A1 A2 A3 A4 A5 A6 B1 B2 B3 C1 C2 C3 C4 C5 C6 C7 D1 D2 D3 D4 D5 D6 E1 E2 E3 E4 E5 F1 F2 F3 F4 F5 F6 F7 G1 G2 G3 G4 "
+    "H1 H2 H3 H4 H5 H6 H7 H8 H9"
 )
-RECOMPUTED = "A1 A2 A3 A4 A5 A6 B1 B2 C1 C2 C3 C4 C7 D1 D2 D3 D4 D6 E1 E2 E4 G1 G2 G4"
+RECOMPUTED = "A1 A2 A3 A4 A5 A6 B1 B2 C1 C2 C3 C4 C7 D1 D2 D3 D4 D6 E1 E2 E4 G1 G2 G4 H1 H3 H4 H5 H6 H7"
 NEED_COHORT = "B3 C5"
 
 FOUND = [  # literals of the facts, from the released repository's saved outputs
@@ -52,6 +53,15 @@ FOUND = [  # literals of the facts, from the released repository's saved outputs
     ("E2", "the 34 short positive scans hold 1,744 to 2,000"),
     ("E4", "1 % is 3,849 of 384,904 rows"),
     ("G1", "-5.24 to 4.28"),
+    ("H1", "56,792 rows, 19,334 and 34,659 right, 2,799 wrong"),
+    ("H1", "no other number of cases from 2 to 107,999"),
+    ("H3", "1,481 scans, each with a draw; 1 of 7 slices; the 5 windows under 8"),
+    ("H4", "1,481 of 1,481 windows follow; removed 0.4975"),
+    ("H4", "2025: largest area drawn in 0 of 1,476 windows, equal areas in 591, 4 draws"),
+    ("H4", "2024: largest area drawn in 0 of 993 windows, equal areas in 633, 5 draws"),
+    ("H6", "higher in 5 of 5 folds"),
+    ("H7", "mean is 0.7648; 45 negatives all called rightly score 0.5, with 3 of them wrong 0.4828"),
+    ("H7", "best possible mean is 0.875"),
 ]  # fmt: skip
 
 
@@ -161,6 +171,9 @@ class TestAlteredTables:
             ("D1", "saved_windows.csv", 8, "width", 9),
             ("D3", "saved_windows.csv", 9, "drawn_7", 0),
             ("D4", "saved_windows.csv", 20, "dropped", 1),
+            ("H1", "saved_scores.csv", 10, "rows", 57_714),
+            ("H6", "saved_scores.csv", 11, "value", "0.9275"),
+            ("H7", "related_scores.csv", 24, "value", 0.5),
         ],
     )
     def test_a_changed_cell_refutes(self, tmp_path, id, name, row, column, value):
@@ -169,7 +182,27 @@ class TestAlteredTables:
             table.loc[row, column] = value
             return table
 
-        assert not checks.CHECKS[id](altered(tmp_path, name, change))[0]
+        assert not (checks.CHECKS | follow_up.CHECKS)[id](altered(tmp_path, name, change))[0]
+
+    @pytest.mark.parametrize(
+        ("ids", "name", "scan", "change"),
+        [
+            ("H4", "scans_2025", 0, {"start": 14, "stop": 40}),  # a window one slice off
+            ("H4", "windows_2024", 0, {"released_draw": [104, 122, 181, 191, 227, 235, 247, 273]}),
+            ("H3", "scans_2025", 3, {"released_draw": [90, 119]}),
+        ],
+    )
+    def test_another_window_or_draw_refutes(self, tmp_path, ids, name, scan, change):
+        inputs = altered(tmp_path, "saved_scores.csv", lambda table: table)
+        path = inputs.published / "real_areas" / f"{name}.parquet"
+        table = pd.read_parquet(path)
+        if name == "windows_2024":  # the slice of the largest area, drawn
+            areas = pd.read_parquet(path.with_name("window_areas_2024.parquet")).query("scan == @scan")
+            change = {"released_draw": [*change["released_draw"][:-1], int(areas.loc[areas["area"].idxmax(), "slice"])]}
+        for column, value in change.items():
+            table.at[scan, column] = value
+        table.to_parquet(path)
+        assert not follow_up.CHECKS[ids](inputs)[0]
 
     def test_whole_curves_would_refute_the_cut(self, tmp_path):
         def uncut(table):
@@ -318,36 +351,20 @@ class TestFromOutside:
         with pytest.raises(ValueError, match="X1: evidence is 'sure'"):
             entry(evidence="sure")
 
-    def test_effects_as_a_table(self):
-        done = register.run(PUBLISHED, rng=np.random.default_rng(0))
-        tidy = register.effects_table(done)
-        assert tidy.to_dict("records") == [
-            {"id": "A1", "metric": "share", "value": 0.25, "low": 0.2, "high": 0.3, "n": 9, "unit": "share"}
-        ]
 
+class TestStoredFits:
+    """What follows from a saved score is stored beside it; searched for anew, it is the same."""
 
-class TestMarkdown:
-    def test_every_entry_is_a_row_of_its_topic(self, table):
-        text = register.markdown(table)
-        for id in IDS.split():
-            assert text.count(f"| **{id}** |") == 1 and text.count(f"- **{id}** ") == 1
-        assert text.count("\n## ") == table["topic"].nunique() + 1
-        assert (
-            "38 entries. 26 have a check here: 24 are confirmed, 0 are not, of 2 only the effect is measured." in text
-        )
+    STORED = pd.read_csv(PUBLISHED / "score_fits.csv", dtype={"value": str})
+    RUNS = pd.read_csv(PUBLISHED / "saved_scores.csv", dtype={"value": str}).set_index("value")["run"]
 
-    def test_rows_have_as_many_cells_as_the_heading(self, table):
-        rows = [line for line in register.markdown(table, data="phantom").splitlines() if line.startswith("|")]
-        assert {row.replace("\\|", "").count("|") for row in rows} == {7}
+    @pytest.mark.parametrize("stored", STORED.to_dict("records"), ids=lambda row: row["value"])
+    def test_searched_anew(self, stored):
+        wide = checks.follow_up(self.RUNS[stored["value"]])
+        found = checks.score_fit(stored["metric"], stored["value"], wide)
+        for name in checks.FITS:
+            assert found.get(name, np.nan) == pytest.approx(stored[name], nan_ok=True), name
 
-    def test_cells_are_escaped(self, table):
-        text = register.markdown(table.iloc[:1].assign(claim="a | b\nc"))
-        assert "a \\| b c" in text
-
-    def test_it_says_what_effects_were_measured_on(self, table):
-        assert "Effects are on phantom, 60 scans" in register.markdown(table, data="phantom, 60 scans")
-        assert "No cohort was given" in register.markdown(table)
-
-    def test_a_refuted_entry_is_marked(self, table):
-        text = register.markdown(table.assign(holds=pd.array([False] + [True] * 37, dtype="boolean")))
-        assert text.count("**not confirmed**") == 1
+    def test_every_score_with_all_its_digits_is_stored(self):
+        digits = self.RUNS.index.str.partition(".").get_level_values(2).str.len()
+        assert set(self.RUNS.index[digits >= 12]) == set(self.STORED["value"])

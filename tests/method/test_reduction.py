@@ -186,7 +186,7 @@ class TestSavedScores:
         """With e errors among N rows, macro F1 fixes TP · TN, hence TP and TN: whole numbers for the right e alone."""
         found = []
         rows, value = int(saved["rows"]), saved["value"]
-        for errors in range(int(0.05 * rows), int(0.09 * rows)):
+        for errors in range(int(0.04 * rows), int(0.09 * rows)):
             right = rows - errors
             product = (value * (2 * errors * right + errors**2) - errors * right) / (4 - 4 * value)
             if right**2 / 4 >= product:
