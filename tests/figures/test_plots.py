@@ -356,29 +356,38 @@ class TestCurves:
             assert axis.get_ylabel().replace("ROC ", "") == name and axis.get_xlabel() == "epoch"
         artists.assert_legend_apart(figure)
 
-    LABELS = np.array([0, 0, 1, 1])
-    SCORES = {"all": np.array([0.1, 0.4, 0.35, 0.8]), "10 %": np.array([0.6, 0.3, 0.2, 0.5])}  # noqa: RUF012
+    LABELS = np.array([0, 0, 1, 1, 1])
+    SCORES = {  # noqa: RUF012
+        "all": np.array([0.1, 0.4, 0.35, 0.8, 0.9]),
+        "10 %": np.array([0.6, 0.3, 0.2, 0.5, 0.1]),
+    }
 
     def test_roc_and_pr(self):
         figure = plots.roc_and_pr(self.LABELS, self.SCORES)
         roc, pr = figure.axes
         # by hand: sorted by score, each positive is a step up, each negative a step to the right
-        expected = {
-            "all": [(0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1)],
-            "10 %": [(0, 0), (0.5, 0), (0.5, 0.5), (1, 0.5), (1, 1)],
+        third = 1 / 3
+        corners = {
+            "all": [(0, 0), (0, 2 * third), (0.5, 2 * third), (0.5, 1), (1, 1)],
+            "10 %": [(0, 0), (0.5, 0), (0.5, third), (1, third), (1, 1)],
         }
-        area = {"all": 0.75, "10 %": 0.25}
-        precision = {"all": {(0.5, 1), (0.5, 0.5), (1, 2 / 3)}, "10 %": {(0.5, 0.5), (0.5, 1 / 3), (1, 0.5)}}
-        average = {"all": 0.5 + 0.5 * 2 / 3, "10 %": 0.5 * 0.5 + 0.5 * 0.5}
+        between = {"all": (0, third), "10 %": (1, 2 * third)}  # on the way, and drawn or not
+        area = {"all": 5 / 6, "10 %": 1 / 6}
+        precision = {
+            "all": {(third, 1), (2 * third, 1), (2 * third, 2 / 3), (1, 3 / 4)},
+            "10 %": {(third, 1 / 2), (third, 1 / 3), (2 * third, 2 / 4), (1, 3 / 5)},
+        }
+        average = {"all": (1 + 1 + 3 / 4) / 3, "10 %": (1 / 2 + 2 / 4 + 3 / 5) / 3}
         legend = artists.legend_colours(figure)
         in_roc = {colour: list(zip(x, y, strict=True)) for x, y, colour, _ in artists.lines(roc)}
-        in_pr = {colour: set(zip(x, np.round(y, 9), strict=True)) for x, y, colour, _ in artists.lines(pr)}
+        in_pr = {colour: set(zip(np.round(x, 9), np.round(y, 9), strict=True)) for x, y, colour, _ in artists.lines(pr)}
         for name in self.SCORES:
             colour = legend[f"{name}: {area[name]:.3f}"]
-            assert in_roc[colour] == expected[name]
-            assert {(x, round(y, 9)) for x, y in precision[name]} <= in_pr[colour]
+            drawn = [point for point in in_roc[colour] if point != near(between[name])]
+            np.testing.assert_allclose(drawn, corners[name])
+            assert {(round(x, 9), round(y, 9)) for x, y in precision[name]} <= in_pr[colour]
             assert legend[f"{name}: {average[name]:.3f}"] == colour
-        assert artists.crossing(pr)[1] == [0.5]  # what a constant score reaches
+        assert artists.crossing(pr)[1] == [0.6]  # what a constant score reaches
         assert (roc.get_xlabel(), roc.get_ylabel()) == ("1 − specificity", "sensitivity")
         assert (pr.get_xlabel(), pr.get_ylabel()) == ("sensitivity", "precision")
 
