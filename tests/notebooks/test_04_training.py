@@ -1,0 +1,97 @@
+"""Chapter 4: runs, history, recipe and predictions, against each other and the parameters."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+from sklearn.metrics import f1_score, log_loss, roc_auc_score
+
+from tests.notebooks.conftest import asked, in_order
+
+pytestmark = pytest.mark.notebook
+CHAPTER = "04_training"
+
+
+@pytest.fixture(scope="module")
+def usable(ci_run):
+    """The cohort's scans that can be trained on: kept, labelled, with a fold."""
+    scans = ci_run.scans()
+    cohort = ci_run.cohort().dropna(subset=["label", "fold"])
+    return cohort[cohort["scan_id"].isin(scans.loc[scans["n_slices"] >= 5, "scan_id"])]
+
+
+def test_headline(ci_run, usable):
+    history = ci_run.table(CHAPTER, "history")
+    runs = ci_run.table(CHAPTER, "runs")
+    last = [part.sort_values("epoch")["valid_auc"].iloc[-1] for _, part in history.groupby("run")]
+    weights = load_file(ci_run.dir / runs["checkpoint"].iloc[0])
+    trained = {
+        k: v for k, v in weights.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+    assert ci_run.values(CHAPTER) == {
+        "runs": np.prod([len(asked(CHAPTER)[name]) for name in ("folds", "fractions", "seeds")]),
+        "scans": len(usable),
+        "best_last_valid_auc": max(last),
+        "parameters": sum(v.size for v in trained.values()),
+    }
+    assert len(set(last)) > 1  # or the best would be any
+
+
+def test_runs_are_every_fold_share_and_seed_on_the_right_scans(ci_run, usable):
+    wanted, runs = asked(CHAPTER), ci_run.table(CHAPTER, "runs")
+    product = set(itertools.product(wanted["folds"], wanted["fractions"], wanted["seeds"]))
+    assert set(runs[["fold", "fraction", "seed"]].itertuples(index=False, name=None)) == product
+    predictions = ci_run.parquet(CHAPTER, "predictions")
+    for run in runs.itertuples():
+        own = predictions[predictions["run"] == run.run]
+        seen = {part: set(table["scan_id"]) for part, table in own.groupby("part")}
+        assert seen["valid"] == set(usable.loc[usable["fold"] == run.fold, "scan_id"])
+        assert seen["inner"] <= set(usable.loc[usable["fold"] != run.fold, "scan_id"])
+        assert (run.inner, run.valid) == (len(seen["inner"]), len(seen["valid"]))
+        training = (usable["fold"] != run.fold).sum()
+        assert run.train + run.inner == pytest.approx(run.fraction * training, abs=1.01)
+        assert f"{100 * run.fraction:g} %" in run.run and f"fold {run.fold}" in run.run
+    assert (own.groupby(["part", "scan_id"]).size() == wanted["n_samples"]).all()
+    labels = ci_run.cohort().set_index("scan_id")["label"]
+    assert (predictions["label"] == predictions["scan_id"].map(labels)).all()
+    np.testing.assert_allclose(predictions["probability"], 1 / (1 + np.exp(-predictions["logit"])), rtol=1e-5)
+
+
+def test_history_at_the_kept_epoch_is_what_the_predictions_give(ci_run):
+    history, predictions = ci_run.table(CHAPTER, "history"), ci_run.parquet(CHAPTER, "predictions")
+    for run in ci_run.table(CHAPTER, "runs").itertuples():
+        epochs = history[history["run"] == run.run].set_index("epoch")
+        assert list(epochs.index) == list(range(1, asked(CHAPTER)["epochs"] + 1))
+        for part in ("valid", "inner"):
+            own = predictions[(predictions["run"] == run.run) & (predictions["part"] == part)]
+            scans = own.groupby("scan_id").agg(label=("label", "first"), p=("probability", "mean"))
+            kept = epochs.loc[run.epoch]
+            assert kept[f"{part}_auc"] == pytest.approx(roc_auc_score(scans["label"], scans["p"]))
+            assert kept[f"{part}_f1"] == pytest.approx(f1_score(scans["label"], scans["p"] >= 0.5, average="macro"))
+            if part == "valid":
+                assert kept["valid_loss"] == pytest.approx(log_loss(own["label"], own["probability"]), rel=1e-3)
+
+
+def test_learns_something_at_ci_size(ci_run):
+    for _, run in ci_run.table(CHAPTER, "history").groupby("run"):
+        assert run["loss"].iloc[-1] < run["loss"].iloc[0]
+
+
+def test_recipe_is_the_parameters_beside_the_released_one(ci_run):
+    table = pd.read_csv(ci_run.dir / CHAPTER / "tables" / "recipe.csv", dtype=str, keep_default_na=False)
+    assert list(table["differs"] == "True") == list(table["this run"] != table["released"])
+    ours, wanted = table.set_index("setting")["this run"], asked(CHAPTER)
+    names = ["variant", "epochs", "lr", "scans_per_step", "n_samples", "n_intervals", "method", "device"]
+    assert {name: ours[name] for name in names} == {name: str(wanted[name]) for name in names}
+
+
+def test_answer_names_each_run_with_its_last_epoch(ci_run):
+    history = ci_run.table(CHAPTER, "history")
+    lines = ci_run.said(CHAPTER)[-1].splitlines()
+    assert in_order(lines[0], history["run"].nunique())
+    for name, run in history.groupby("run"):
+        (line,) = [line for line in lines if name in line]
+        last = run.loc[run["epoch"].idxmax()]
+        assert in_order(line.partition(name)[2], f"{last['loss']:.3f}", f"{last['valid_auc']:.3f}")

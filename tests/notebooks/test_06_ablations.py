@@ -1,0 +1,139 @@
+"""Chapter 6: the comparison, the samplers' tests and what is said of them, against the saved scores and each other."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.notebooks.conftest import asked, holm, in_order, points, read_json
+
+pytestmark = pytest.mark.notebook
+CHAPTER = "06_ablations"
+SETTING = ["method", "n_samples", "n_intervals"]
+# What a reader is told of, by the name in the table, and whether more is better.
+TOLD = {
+    "ks": ("Kolmogorov", False),
+    "wasserstein": ("Wasserstein", False),
+    "coverage": ("mean distance to a drawn slice", False),
+    "lesion": ("lesion slice drawn", True),
+    "mean_area_error": ("RMS error", False),
+    "position_sd": ("SD of the mean position", False),
+}
+
+
+@pytest.fixture(scope="module")
+def comparison(ci_run) -> pd.DataFrame:
+    return ci_run.numbers(CHAPTER, "comparison").set_index(["cell", "metric"])
+
+
+def test_setting_as_set_is_scored_from_the_saved_scores(ci_run, comparison):
+    scores = ci_run.parquet(CHAPTER, "scores")
+    draws = {draw: points(t["label"], t["probability"]) for draw, t in scores.groupby("draw")}
+    assert len(draws) == asked(CHAPTER)["redraws"]
+    spread = scores.groupby("scan_id")["probability"].std(ddof=1).mean()
+    for metric in ("roc_auc", "macro_f1"):
+        row = comparison.loc[("as set", metric)]
+        assert row["value"] == pytest.approx(draws[0][metric]) and row["n"] == scores["scan_id"].nunique()
+        assert row["redraw_sd"] == pytest.approx(np.std([d[metric] for d in draws.values()], ddof=1), abs=1e-9)
+        assert row["score_sd"] == pytest.approx(spread) and row["low"] <= row["value"] <= row["high"]
+        assert np.isnan(row["difference"]) and pd.isna(row["baseline"])
+    labels = ci_run.cohort().set_index("scan_id")["label"]
+    assert (scores["label"] == scores["scan_id"].map(labels)).all()
+
+
+def test_variations_are_compared_with_the_setting_as_set(ci_run, comparison):
+    wanted = asked(CHAPTER)
+    names = [", ".join(f"{k} = {v}" for k, v in changes.items()) for changes in wanted["vary"]]
+    assert list(comparison.index.unique("cell")) == ["as set", *names]
+    for name, changes in zip(names, wanted["vary"], strict=True):
+        for metric in ("roc_auc", "macro_f1"):
+            row = comparison.loc[(name, metric)]
+            less = row["value"] - comparison.loc[("as set", metric), "value"]
+            assert row["difference"] == pytest.approx(less, abs=1e-9) and row["baseline"] == "as set"
+            assert {key: row[key] for key in changes} == changes
+    for _, part in comparison.groupby("metric"):
+        np.testing.assert_allclose(part["p_holm"], holm(part["p_value"]))
+    # the same training as chapter 4's, found and not repeated; and one more for each variation
+    trained = len(list((ci_run.dir / "04_training" / "runs").iterdir()))
+    assert trained == len(ci_run.table("04_training", "runs")) + len(names)
+
+
+def test_setting_is_the_parameters(ci_run):
+    setting, wanted = read_json(ci_run.dir / CHAPTER / "setting.json"), asked(CHAPTER)
+    for name in ("ssfl", "few_shot", "backbone", "variant", "aggregation"):
+        assert setting[name] == wanted[name]
+    names = ("method", "n_samples", "n_intervals", "epochs", "lr", "scans_per_step")
+    assert {name: setting["recipe"][name] for name in names} == {name: wanted[name] for name in names}
+    assert setting["preprocessing"]["fraction"] == wanted["fraction"]
+
+
+def test_headline(ci_run, comparison):
+    row, headline = comparison.loc[("as set", "roc_auc")], ci_run.headline(CHAPTER)
+    scores = ci_run.parquet(CHAPTER, "scores")
+    aucs = [points(t["label"], t["probability"])["roc_auc"] for _, t in scores.groupby("draw")]
+    assert headline["roc_auc"]["value"] == pytest.approx(aucs[0])
+    assert headline["roc_auc"]["ci95"] == [row["low"], row["high"]] and headline["roc_auc"]["n"] == row["n"]
+    assert headline["roc_auc_redraw_sd"]["value"] == pytest.approx(np.std(aucs, ddof=1), abs=1e-9)
+    assert headline["sweeps"]["value"] == len(list(ci_run.dir.glob("ablations/*/comparison.csv"))) == 0
+    assert set(headline) == {"roc_auc", "roc_auc_redraw_sd", "sweeps"}
+
+
+def test_random_sampling_is_measured_as_theory_has_it(ci_run):
+    """A simple random sample of 8 has no bias, and its mean varies by sd sqrt((1/8 - 1/n) n / (n - 1))."""
+    table = ci_run.table(CHAPTER, "sampler_quality")
+    random = table[(table["method"] == "random") & (table["n_samples"] == 8)].set_index("measure")
+    scans = ci_run.scans()
+    n = (scans["stop"] - scans["start"])[scans["status"] != "excluded"]
+    sd = np.sqrt(np.maximum(1 / 8 - 1 / n, 0) * n / (n - 1))
+    assert random.loc["mean_area_sd", "value"] == pytest.approx(sd.mean(), rel=1e-6)
+    assert random.loc["mean_area_bias", "value"] == pytest.approx(0, abs=1e-9)
+    assert random.loc["mean_area_sd", "n"] == len(n)
+
+
+@pytest.mark.parametrize(("name", "baseline"), [("sampler_tests", "random"), ("sampler_tests_spaced", "spaced")])
+def test_sampler_tests_are_differences_of_the_measured_means(ci_run, name, baseline):
+    quality = ci_run.numbers(CHAPTER, "sampler_quality").set_index([*SETTING, "measure"])["value"]
+    quality = {tuple(None if pd.isna(k) else k for k in key): value for key, value in quality.items()}
+    tests = ci_run.numbers(CHAPTER, name)
+    assert set(tests["baseline"]) == {baseline}
+    assert set(tests["method"]) == {"random", "spaced", "systematic", "kds"} - {baseline}
+    for row in tests.itertuples():
+        intervals = None if row.method in ("random", "spaced") or pd.isna(row.n_intervals) else row.n_intervals
+        own = quality[row.method, row.n_samples, intervals, row.measure]
+        less = own - quality[baseline, row.n_samples, None, row.measure]
+        assert row.difference == pytest.approx(less, abs=1e-9), (row.method, row.measure)
+    np.testing.assert_allclose(tests["p_holm"], holm(tests["p_value"]))
+
+
+def test_answer_gives_the_comparison(ci_run, comparison):
+    lines = ci_run.said(CHAPTER)[-1].splitlines()
+    row = comparison.loc[("as set", "roc_auc")]
+    numbers = [int(row["n"]), *(f"{row[name]:.3f}" for name in ("value", "low", "high", "redraw_sd"))]
+    assert in_order(next(line for line in lines if "as set" in line), *numbers)
+    for name in comparison.index.unique("cell")[1:]:
+        row = comparison.loc[(name, "roc_auc")]
+        signed = [f"{row[column]:+.3f}" for column in ("difference", "difference_low", "difference_high")]
+        assert in_order(next(line for line in lines if name in line), *signed, f"{row['p_holm']:.3f}")
+
+
+@pytest.mark.parametrize(("name", "baseline"), [("sampler_tests", "random"), ("sampler_tests_spaced", "spaced")])
+def test_answer_calls_better_and_worse_what_the_tests_do(ci_run, name, baseline):
+    tests = ci_run.numbers(CHAPTER, name)
+    tests = tests[tests["n_samples"].eq(8) & tests["n_intervals"].fillna(4).eq(4)].set_index(["method", "measure"])
+    lines = [line for line in ci_run.said(CHAPTER)[-1].splitlines() if f"against {baseline}" in line]
+    assert [line.split()[1] for line in lines] == list(tests.index.unique("method"))
+    for line in lines:
+        parts = line.partition(": ")[2].split("; ")
+        assert len(parts) == len(TOLD)
+        for measure, (words, more_is_better) in TOLD.items():
+            (part,) = [p for p in parts if words in p]
+            row = tests.loc[(line.split()[1], measure)]
+            assert in_order(part, *(f"{row[column]:+.3f}" for column in ("difference", "low", "high")))
+            clear = row["p_holm"] < 0.05 and row["low"] * row["high"] > 0
+            verdict = ("better" if (row["difference"] > 0) == more_is_better else "worse") if clear else "no different"
+            assert part.endswith(verdict), part
+
+
+def test_register_holds_what_chapter_3_found(ci_run):
+    ours, theirs = (ci_run.table(c, "register") for c in (CHAPTER, "03_reduction_statistics"))
+    columns = ["id", "claim", "checked", "holds"]  # results and effects are of other draws
+    pd.testing.assert_frame_equal(ours[columns], theirs[columns])
