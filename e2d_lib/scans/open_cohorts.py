@@ -24,8 +24,8 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from e2d_lib import files, progress
-from e2d_lib.readers import SliceError, open_scan
+from e2d_lib import io, progress
+from e2d_lib.scans.readers import SliceError, open_scan
 
 Say = Callable[[str], Any]
 
@@ -287,9 +287,9 @@ def fetch(
         split=split(kept["label"], seed=seed),
         mask=[Path(masks[s]).relative_to(folder).as_posix() if s in masks else "" for s in kept["scan_id"]],
     )[COLUMNS]
-    files.write_csv(folder / "rejected.csv", rejected)
-    files.write_text(folder / "CITATION.txt", citation(series))
-    files.write_csv(folder / "manifest.csv", manifest)
+    io.write_csv(folder / "rejected.csv", rejected)
+    io.write_text(folder / "CITATION.txt", citation(series))
+    io.write_csv(folder / "manifest.csv", manifest)
     say(f"{len(manifest)} scans, {len(lost) - len(kept)} rejected after download: {folder / 'manifest.csv'}")
     return manifest
 
