@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from e2d_lib import io
+from e2d_lib import io, words
 from e2d_lib.evaluation import metrics
 from e2d_lib.method import preprocess
 from e2d_lib.network import experiments, training
@@ -254,11 +254,11 @@ def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
 def effects(comparison: pd.DataFrame) -> pd.DataFrame:
     """Differences as `register.register` takes them: id (how the cell's name begins), metric, value, low, high, n."""
     rows = comparison[comparison["difference"].notna()]
-    named = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}
+    cell = rows["cell"]
     return pd.DataFrame(
         {
-            "id": rows["cell"].str.extract(r"^([A-Z]\d+)")[0],
-            "metric": rows["metric"].map(named) + ", trained both ways, " + rows["cell"] + " less " + rows["baseline"],
+            "id": cell.str.extract(r"^([A-Z]\d+)")[0],
+            "metric": rows["metric"].map(words.name) + ", trained both ways, " + cell + " less " + rows["baseline"],
             "value": rows["difference"],
             "low": rows["difference_low"],
             "high": rows["difference_high"],

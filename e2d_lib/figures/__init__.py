@@ -1,1 +1,1 @@
-"""Figures: functions of tables that give a matplotlib Figure."""
+"""The study's figures: functions of images and tables that return a matplotlib Figure; none saves anything."""

@@ -8,13 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-METRIC_NAMES = {
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "pr_auc": "PR AUC (average precision)",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-}
+from e2d_lib import words
+
 HUB_METRICS = {"macro_f1": "f1", "roc_auc": "roc_auc", "accuracy": "accuracy"}
 
 
@@ -57,7 +52,7 @@ def front_matter(name: str, data: str, metrics: pd.DataFrame) -> str:
             dataset_type=data.lower().replace(" ", "-"),
             dataset_name=f"{data}, validation scans",
             metric_type=kind,
-            metric_name=f"{METRIC_NAMES.get(metric, metric)}, by scan",
+            metric_name=f"{words.name(metric)}, by scan",
             metric_value=round(float(first[metric]), 4),
         )
         for metric, kind in HUB_METRICS.items()
@@ -193,7 +188,7 @@ def _numbers(runs: pd.DataFrame) -> str:
 def _metrics_table(metrics: pd.DataFrame) -> str:
     rows = [
         {
-            "metric": METRIC_NAMES.get(row["metric"], row["metric"]),
+            "metric": words.name(row["metric"]),
             "threshold": row["at"] if row["metric"] in ("macro_f1", "sensitivity", "specificity", "accuracy") else "",
             "value (95 % interval)": estimate(row),
             "scans": row["n"],
@@ -208,7 +203,7 @@ def _by_source_table(by_source: pd.DataFrame) -> str:
     rows = []
     for source, part in by_source.groupby("source", sort=True):
         values = {row["metric"]: estimate(row) for row in part.to_dict("records")}
-        rows.append({"source": source, "scans": part["n"].max()} | {METRIC_NAMES.get(m, m): values[m] for m in shown})
+        rows.append({"source": source, "scans": part["n"].max()} | {words.name(m): values[m] for m in shown})
     return markdown(pd.DataFrame(rows))
 
 
@@ -237,7 +232,7 @@ def _comparison(comparison: pd.DataFrame) -> list[str]:
         return []
     rows = [
         {
-            "metric": METRIC_NAMES.get(row["metric"], row["metric"]),
+            "metric": words.name(row["metric"]),
             "threshold": row["at"],
             "first": f"{row['a']:.3f}",
             "second": f"{row['b']:.3f}",

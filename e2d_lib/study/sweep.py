@@ -188,12 +188,12 @@ def compare(
 ) -> pd.DataFrame:
     """Compare every result at or below the folders; writes ``comparison.csv`` and ``comparison.png`` into ``out``."""
     from e2d_lib.evaluation import ablation
-    from e2d_lib.figures import plots
+    from e2d_lib.figures import intervals
 
     results = ablation.find(list(folders))
     table = ablation.compare(results, baseline, against=against, rng=np.random.default_rng(seed), n_boot=n_boot)
     io.write_csv(Path(out) / "comparison.csv", table)
-    io.write_figure(Path(out) / "comparison.png", plots.ablation(table))
+    io.write_figure(Path(out) / "comparison.png", intervals.ablation(table))
     return table
 
 

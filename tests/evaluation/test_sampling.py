@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from e2d_lib.evaluation import sampling
-from e2d_lib.figures import plots
+from e2d_lib.figures import intervals
 from e2d_lib.method import kds, preprocess
 from e2d_lib.phantom import phantom
 from e2d_lib.scans import cohort
@@ -390,7 +390,7 @@ class TestCohort:
         positive = {scan_id for scan_id, bearing in lesions.items() if bearing.any()}
         assert positive
         assert set(table.loc[table["lesion"].notna(), "scan_id"]) == positive
-        figure = plots.sampler_quality(sampling.summary(table, rng=rng, n_boot=50))
+        figure = intervals.sampler_quality(sampling.summary(table, rng=rng, n_boot=50))
         assert isinstance(figure, Figure)
         drawn = [axis for axis in figure.axes if axis.has_data()]
         assert [axis.get_title() for axis in drawn] == list(sampling.MEASURES.values())
@@ -399,17 +399,6 @@ class TestCohort:
     def test_bad_arguments(self, options, message, prepared):
         with pytest.raises(sampling.SamplingError, match=message):
             sampling.lesion_slices(prepared[0], [], **options)
-
-
-def test_figure_shows_the_table():
-    """One point with its bar for each method and count, at the table's numbers."""
-    quality = pd.concat([_table(random=[0.2, 0.4], kds=[0.1, 0.2]), _table(random=[0.3, 0.5]).assign(n_samples=16)])
-    table = sampling.summary(quality, rng=np.random.default_rng(0), measures=["ks"], n_boot=50)
-    (axis,) = (axis for axis in plots.sampler_quality(table).axes if axis.has_data())
-    points = sorted(float(y) for line in axis.lines for y in line.get_ydata() if len(line.get_ydata()))
-    assert points == pytest.approx([0.15, 0.3, 0.4])
-    ends = [tuple(path.vertices[:, 1]) for bars in axis.collections for path in bars.get_paths()]
-    np.testing.assert_allclose(sorted(ends), sorted(zip(table["low"], table["high"], strict=True)))
 
 
 def test_words_say_which_way_is_better():

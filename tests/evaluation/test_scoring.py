@@ -1,6 +1,5 @@
 """Thresholds from training folds, aggregations, paired runs, worst errors, heat maps, the model card, their errors."""
 
-import warnings
 from dataclasses import asdict, replace
 
 import cv2
@@ -18,7 +17,6 @@ from torch import nn
 from e2d_lib import io
 from e2d_lib.evaluation import metrics, scoring
 from e2d_lib.evaluation.scoring import EvaluationError
-from e2d_lib.figures import plots
 from e2d_lib.method import preprocess
 from e2d_lib.network import experiments, gradcam, training
 from e2d_lib.network.model import E2D, CheckpointError, ModelConfig, ModelError, build
@@ -544,35 +542,6 @@ class TestKnownScores:
         saved = table[table["data"] == "saved: COV19-CT-DB"].set_index("run")
         assert saved.loc["job 1, validation split", "value"] == 0.98 and saved["low"].isna().all()
         assert "brier" not in set(table["metric"])
-
-    def test_the_figure_says_which_data(self):
-        table = scoring.beside_known(self.SAVED, self.table(0.8), self.table(0.82), "phantom")
-        figure = plots.known_scores(table)
-        legend = {text.get_text() for text in figure.legends[0].get_texts()}
-        assert {"saved: COV19-CT-DB", "this run: phantom", "counts slice rows"} <= legend
-        ticks = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
-        assert sorted(ticks) == sorted(table["run"])
-
-
-class TestFigures:
-    def test_one_class_has_no_curve_and_no_warning(self):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            figure = plots.roc_and_pr(np.ones(4), {"run": np.linspace(0, 1, 4)})
-            plots.reliability(np.ones(4), np.linspace(0, 1, 4))
-        assert [axis.texts[0].get_text() for axis in figure.axes] == ["one class only: no curve"] * 2
-
-    def test_confusion_counts(self):
-        labels = np.array([0, 0, 0, 1, 1])
-        figure = plots.confusion(labels, {"all": np.ones(5, int), "some": np.array([0, 0, 1, 1, 0])})
-        shown = [[int(text.get_text()) for text in axis.texts] for axis in figure.axes]
-        assert shown == [[0, 3, 0, 2], [2, 1, 1, 1]]
-
-    def test_errors_in_pairs(self, rng):
-        pairs = [(rng.integers(0, 256, (8, 8), dtype=np.uint8), rng.random((8, 8)))] * 7
-        figure = plots.errors(pairs, [f"scan {k}" for k in range(7)], columns=5)
-        panels = [axis for axis in figure.axes if axis.images]
-        assert len(panels) == 14 and sorted(len(axis.images) for axis in panels) == [1] * 7 + [2] * 7
 
 
 class TestModelCard:

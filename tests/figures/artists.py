@@ -13,6 +13,9 @@ BLIND = {
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
 }
 
+APART = 25
+"""The least distance in L*a*b* of colours that a figure tells classes by."""
+
 
 def marks(axis):
     """(x, y, colour, filled) of every mark with a place in the data."""
@@ -50,19 +53,12 @@ def rows(axis):
     siblings = [axis, *axis.get_shared_y_axes().get_siblings(axis)]  # of a shared axis one panel writes its ticks
     ticks = next((written for own in siblings if (written := own.get_yticklabels())), [])
     names = dict(zip(axis.get_yticks(), (label.get_text() for label in ticks), strict=True))
-    return _dots(marks(axis), spans(axis), names, descending=True)
-
-
-def columns(axis):
-    """The same of a panel whose intervals stand upright, from the left."""
-    names = dict(zip(axis.get_xticks(), (label.get_text() for label in axis.get_xticklabels()), strict=True))
-    turned = [(y, x, *rest) for x, y, *rest in marks(axis)]
-    return _dots(turned, [(y0, x0, y1, x1, c) for x0, y0, x1, y1, c in spans(axis)], names, descending=False)
+    return _dots(marks(axis), spans(axis), names, descending=not axis.yaxis_inverted())
 
 
 def _dots(dots, lines, names, *, descending):
     found = []
-    for value, place, colour, filled in sorted(dots, key=lambda dot: -dot[1] if descending else dot[1]):
+    for value, place, colour, filled in sorted(dots, key=lambda dot: dot[1], reverse=descending):
         own = [line for line in lines if np.isclose(line[1], place) and np.isclose(line[3], place)]
         assert len(own) <= 1, "several intervals on one mark"
         low, high = (own[0][0], own[0][2]) if own else (np.nan, np.nan)

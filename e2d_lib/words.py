@@ -1,0 +1,49 @@
+"""Names of quantities and settings as people read them: the one table for figures, tables and cards."""
+
+NAMES = {
+    "macro_f1": "macro F1",
+    "roc_auc": "ROC AUC",
+    "pr_auc": "PR AUC (average precision)",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "area_delta": "area removed, share of the slice",
+    "length_delta": "slices removed, share of the scan",
+    "volume_delta": "volume removed, share of the scan",
+    "total_delta": "pixels removed, share of the scan",
+    "lung_in_crop": "lung inside the crop, share",
+    "of_best": "window's lung, share of the best",
+    "area_r": "area and lung, correlation",
+    "topk": "mean of the largest",
+    "max": "largest",
+    "logodds": "mean log-odds",
+    "kds": "KDS",
+    "few_shot": "share of the scans",
+    "fraction": "share kept by the window",
+    "ssfl": "SSFL++",
+    "n_samples": "slices drawn",
+    "n_intervals": "intervals",
+}
+
+LOWER_IS_BETTER = frozenset({"brier", "ece"})
+"""Metrics of which less is better; of all others more is."""
+
+
+def name(key: str) -> str:
+    """A column's or a value's name in words.
+
+    >>> name("roc_auc"), name("test_efficientnet")
+    ('ROC AUC', 'test efficientnet')
+    """
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def setting(cell: str) -> str:
+    """The name of an ablation's cell, written name=value,… or name = value, …, in words; other names stay.
+
+    >>> setting("few_shot=0.01"), setting("method=kds,n_intervals=4"), setting("B1 cut windows")
+    ('share of the scans 0.01', 'method KDS, intervals 4', 'B1 cut windows')
+    """
+    pairs = [part.partition("=") for part in cell.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        return cell
+    return ", ".join(f"{name(key.strip())} {name(value.strip())}" for key, _, value in pairs)
