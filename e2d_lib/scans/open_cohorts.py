@@ -49,11 +49,10 @@ class OpenCohort:
 
     @property
     def labels(self) -> str:
-        return " and ".join(
-            {1: "COVID-19", 0: "no COVID-19"}[label] for label in sorted(set(self.collections.values()))
-        )
+        return " and ".join(CLASS_NAMES[label] for label in sorted(set(self.collections.values())))
 
 
+CLASS_NAMES = {1: "COVID-19", 0: "no COVID-19"}
 AIMI = "AIMI lung and nodule AI segmentation"
 COHORTS = {
     "ricord": OpenCohort(
@@ -67,7 +66,7 @@ COHORTS = {
     "lung-pet-ct-dx": OpenCohort(
         {"lung_pet_ct_dx": 0},
         "lung cancer, before 2020, one class; masks are a network's",
-        mask="AIMI lung and nodule AI segmentation",
+        mask=AIMI,
     ),
     "nsclc-radiomics": OpenCohort(
         {"nsclc_radiomics": 0}, "lung cancer, before 2020, one class; for its lung masks", mask="Segmentation"
@@ -135,15 +134,37 @@ def overview(index: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def listing(index: str | Path | None = None) -> str:
+    """`overview` as a terminal shows it: two lines a cohort."""
+    lines = [
+        f"{row.cohort:16} {row.patients:5} patients {row.series:5} CT series {row.gb:6.1f} GB  {row.licence}; "
+        f"{row.labels}{f'; lung masks of {row.masks}' if row.masks else ''}\n{'':16} but: {row.wrong}"
+        for row in overview(index).itertuples()
+    ]
+    return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Chosen:
     """series: a row a patient, of the index, with label, source, scan_id and mask (url, "" for none).
 
-    rejected: patient, series, description, images, reason; what was not chosen.
+    rejected: patient, series, description, images, label, reason; what was not chosen.
     """
 
     series: pd.DataFrame
     rejected: pd.DataFrame
+
+    def summary(self) -> pd.DataFrame:
+        """A column a class: patients chosen, slices a scan (least, median, most), GB, and series rejected by reason."""
+        columns = {}
+        for label, part in self.series.groupby("label"):
+            slices = part["images"].quantile([0, 0.5, 1]).set_axis(["least slices", "median slices", "most slices"])
+            why = self.rejected.loc[self.rejected["label"] == label, "reason"].value_counts().add_prefix("rejected: ")
+            counts = pd.Series({"patients chosen": len(part)} | slices.to_dict() | {"GB": part["mb"].sum() / 1000})
+            columns[CLASS_NAMES[label]] = pd.concat([counts, why])
+        table = pd.DataFrame(columns)  # sorted where the classes differ in reasons
+        first = [name for name in counts.index if name in table.index] if columns else []
+        return table.reindex([*first, *table.index.difference(first)]).fillna(0)
 
 
 def choose(
@@ -158,10 +179,12 @@ def choose(
     has lung masks, only patients with one, and of their series those of the mask's study.
 
     patients: at most so many, drawn by ``seed``, as equal in number from each class as can be; 0 for all. Raises
-    FetchError for an unknown cohort.
+    FetchError for an unknown cohort or a negative number.
     """
     if name not in COHORTS:
         raise FetchError(f"no cohort {name!r}; there are {', '.join(COHORTS)}")
+    if patients < 0:
+        raise FetchError(f"patients is {patients}, expected a number of them, or 0 for all")
     cohort, (table, _) = COHORTS[name], read_index(index)
     table = table[table["collection_id"].isin(cohort.collections)]
     masks = table[(table["Modality"] == "SEG") & (table["description"] == cohort.mask)]
@@ -180,6 +203,7 @@ def choose(
         ["late", "images", "SeriesInstanceUID"], ascending=[True, False, True], kind="stable"
     )
     best = fit.drop_duplicates("PatientID").sort_values("PatientID")
+    ct["label"] = ct["collection_id"].map(cohort.collections)
     ct.loc[fit.index.difference(best.index), "reason"] = "another series of the patient is taken"
     mask_of = dict(zip(masks["StudyInstanceUID"], masks["url"], strict=True))
     best = best.assign(
@@ -197,7 +221,7 @@ def choose(
     rejected = ct[ct["reason"] != ""].rename(columns={"PatientID": "patient", "SeriesInstanceUID": "series"})
     return Chosen(
         best.drop(columns=["text", "reason", "late"]).reset_index(drop=True),
-        rejected[["patient", "series", "description", "images", "reason"]].reset_index(drop=True),
+        rejected[["patient", "series", "description", "images", "label", "reason"]].reset_index(drop=True),
     )
 
 
@@ -237,10 +261,11 @@ def fetch(
 ) -> pd.DataFrame:
     """Choose, download and check a cohort; the manifest, which is also written to ``folder``/manifest.csv.
 
-    Beside it lie rejected.csv (patient, series, description, images, reason), CITATION.txt, ``scans/<scan_id>/`` and,
-    where there are masks, ``masks/<scan_id>/``. What is there with the right size is not fetched again, so that a run
-    that was stopped goes on; at the end every file is compared with the server's MD5 and every series opened by the
-    reader. Paths in the manifest are relative to it. With ``dry_run`` nothing is written: the choice comes back.
+    Beside it lie rejected.csv (patient, series, description, images, label, reason), CITATION.txt,
+    ``scans/<scan_id>/`` and, where there are masks, ``masks/<scan_id>/``. What is there with the right size is not
+    fetched again, so that a run that was stopped goes on; at the end every file is compared with the server's MD5 and
+    every series opened by the reader. Paths in the manifest are relative to it. With ``dry_run`` nothing is written:
+    the choice comes back.
 
     Raises FetchError without the licence's acceptance, without room on the disk, and, once all else is fetched, where
     objects could not be downloaded.
@@ -254,6 +279,7 @@ def fetch(
     )
     say(f"as a test bed: {COHORTS[name].wrong}")
     if dry_run:
+        say(chosen.summary().to_string(float_format="{:.4g}".format))
         return series
     if not accept_licence:
         raise FetchError(

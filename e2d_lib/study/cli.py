@@ -87,6 +87,23 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--baseline", default="", metavar="CELL", help="what the others are compared with")
     compare.set_defaults(call=_compare)
 
+    fetch = commands.add_parser(
+        "fetch",
+        help="openly licensed chest CT of real patients, without an account",
+        description="Choose one chest series a patient, download and check it, write DIR/manifest.csv; resumable.",
+    )
+    fetch.add_argument("cohort", nargs="?", default="", metavar="COHORT", help="a name that --list shows")
+    fetch.add_argument("folder", nargs="?", default="", metavar="DIR", help="where scans and manifest.csv go")
+    fetch.add_argument("--list", action="store_true", help="show the cohorts, and what is wrong with each")
+    fetch.add_argument("--patients", type=int, default=0, metavar="N", help="at most so many, of both classes")
+    fetch.add_argument("--seed", type=int, default=0, help="of the patients drawn, and of the split")
+    fetch.add_argument("--accept-licence", action="store_true", help="you have read the images' licence and keep to it")
+    fetch.add_argument("--dry-run", action="store_true", help="show what would be chosen, and stop")
+    fetch.add_argument("--endpoint-url", default="", metavar="URL", help="another S3 server, such as a mirror")
+    fetch.add_argument("--index", default=None, metavar="FILE", help="another index (parquet) than the shipped one")
+    fetch.add_argument("--jobs", type=int, default=-1, help="scans opened at a time (default: one a core)")
+    fetch.set_defaults(call=_fetch)
+
     show = commands.add_parser("parameters", help="list each chapter's parameters with their defaults")
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     show.set_defaults(call=_parameters)
@@ -209,6 +226,28 @@ def _show(comparison: "pd.DataFrame") -> None:
     columns = ["cell", "metric", "value", "low", "high", "seed_sd", "redraw_sd", "difference", "p_holm"]
     if len(comparison):
         print(comparison[columns].to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from e2d_lib.scans import open_cohorts
+
+    if arguments.list:
+        print(open_cohorts.listing(arguments.index))
+    elif not arguments.cohort or not (arguments.folder or arguments.dry_run):
+        raise runner.StudyError("give a cohort and a folder: e2d fetch ricord DIR; e2d fetch --list shows the cohorts")
+    else:
+        open_cohorts.fetch(
+            arguments.cohort,
+            arguments.folder,
+            patients=arguments.patients,
+            accept_licence=arguments.accept_licence,
+            dry_run=arguments.dry_run,
+            seed=arguments.seed,
+            endpoint_url=arguments.endpoint_url,
+            index=arguments.index,
+            n_jobs=arguments.jobs,
+            say=lambda line: print(line, flush=True),
+        )
 
 
 def _parameters(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 
 from e2d_lib.scans import open_cohorts
+from e2d_lib.scans.cohort import read_cohort
 from e2d_lib.scans.open_cohorts import FetchError
+from e2d_lib.scans.readers import open_scan
+from e2d_lib.study.cli import main
 from tests.conftest import ROOT
 
 COUNTED_WITH = "25.0.5"  # idc-index-data, beside idc-index 0.13.4
@@ -67,6 +70,9 @@ class TestIndex:
         ours = shipped["collection_id"].isin(open_cohorts.COHORTS[name].collections) & (shipped["Modality"] == "CT")
         assert not taken & left and taken | left == set(shipped.loc[ours, "SeriesInstanceUID"])
         assert chosen.rejected["reason"].ne("").all()
+        summary = chosen.summary()
+        assert summary.loc["patients chosen"].sum() == len(chosen.series)
+        assert summary.filter(like="rejected", axis="index").to_numpy().sum() == len(chosen.rejected)
 
     def test_few_patients_are_of_both_classes_and_drawn_by_the_seed(self, shipped):
         few = open_cohorts.choose("ricord", patients=20, seed=3).series
@@ -80,6 +86,29 @@ class TestIndex:
         assert not list(tmp_path.iterdir()) and "20 patients" in said[0] and "CC BY-NC 4.0" in said[0]
         with pytest.raises(FetchError, match=r"CC BY-NC 4.0.*--accept-licence"):
             open_cohorts.fetch("ricord", tmp_path / "r", say=said.append)
+        with pytest.raises(FetchError, match="patients is -1"):
+            open_cohorts.fetch("ricord", tmp_path / "r", patients=-1, say=said.append)
+        assert not list(tmp_path.iterdir())
+
+    def test_commands_that_fetch_nothing(self, shipped, tmp_path, capsys):
+        assert main(["fetch", "--list"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.index("ricord  ") < shown.index("227 patients") < shown.index("20.3 GB  CC BY-NC 4.0; no COVID-19")
+        assert all(cohort.wrong in shown for cohort in open_cohorts.COHORTS.values())
+        assert main(["fetch", "ricord", str(tmp_path / "r"), "--dry-run"]) == 0
+        lines = [line.rsplit(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+        table = {name.strip(): values for name, *values in lines}  # counted by hand in the index
+        assert table["patients chosen"] == ["109", "110"] and table["median slices"] == ["159", "118.5"]
+        assert table["least slices"] == ["76", "80"] and table["most slices"] == ["292", "472"]
+        assert table["rejected: coronal or sagittal"] == ["0", "55"] and table["rejected: scout"] == ["0", "15"]
+        for wrong, said in {
+            ("ricord",): "fetch ricord DIR",
+            ("covid", str(tmp_path)): "no cohort 'covid'; there are ricord",
+            ("ricord", str(tmp_path / "r")): "--accept-licence; nothing fetched",
+        }.items():
+            assert main(["fetch", *wrong]) == 2
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1
         assert not list(tmp_path.iterdir())
 
 
@@ -166,6 +195,18 @@ def fetched(folder: Path) -> set[str]:
 
 
 class TestDownload:
+    def test_by_the_command(self, server, tmp_path, capsys):
+        command = ["fetch", "ricord", str(tmp_path / "out"), "--patients", "2", "--accept-licence", "--jobs", "1"]
+        command += ["--endpoint-url", server.url, "--index", str(server.index)]
+        assert main(command) == 0
+        assert "0 of 60 files are there" in capsys.readouterr().out
+        cohort = read_cohort(tmp_path / "out" / "manifest.csv")
+        assert sorted(cohort["label"]) == [0, 1] and (cohort["format"] == "dicom").all()
+        assert [len(open_scan(row)) for _, row in cohort.iterrows()] == [30, 30]
+        assert main(command) == 0 and "60 of 60 files are there" in capsys.readouterr().out
+        command[command.index(server.url)] = "http://127.0.0.1:9"
+        assert main(command) == 2 and "server's list cannot be read" in capsys.readouterr().err
+
     def test_whole_then_again_then_a_cut_file(self, server, tmp_path):
         said, out = [], tmp_path / "out"
         manifest = server.fetch(out, said.append)
