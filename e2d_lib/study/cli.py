@@ -104,6 +104,16 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--jobs", type=int, default=-1, help="scans opened at a time (default: one a core)")
     fetch.set_defaults(call=_fetch)
 
+    listing = commands.add_parser(
+        "manifest",
+        help="a manifest for a public CT collection that you downloaded elsewhere",
+        description="Write DIR/manifest.csv from the collection's documented layout; a wrong layout is told in a line.",
+    )
+    listing.add_argument("layout", metavar="NAME", help="stoic, mosmed, covid-ct-md, covidx-ct or luna16")
+    listing.add_argument("folder", metavar="DIR", help="where it was unpacked")
+    listing.add_argument("--seed", type=int, default=0, help="of the split, where the collection has none of its own")
+    listing.set_defaults(call=_manifest)
+
     show = commands.add_parser("parameters", help="list each chapter's parameters with their defaults")
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
     show.set_defaults(call=_parameters)
@@ -248,6 +258,12 @@ def _fetch(arguments: argparse.Namespace) -> None:
             n_jobs=arguments.jobs,
             say=lambda line: print(line, flush=True),
         )
+
+
+def _manifest(arguments: argparse.Namespace) -> None:
+    from e2d_lib.scans import layouts
+
+    layouts.manifest(arguments.layout, arguments.folder, seed=arguments.seed)
 
 
 def _parameters(arguments: argparse.Namespace) -> None:
