@@ -1,8 +1,10 @@
 """What tests share: a fresh generator, the real data beside the checkout, matplotlib without a screen."""
 
 import os
+import subprocess
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 
@@ -10,6 +12,16 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("E2D_PROGRESS", "off")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def stored_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook as git would store it: through the filter that ``make env`` sets up, where it did."""
+    asked = subprocess.run(["git", "config", "filter.notebooks.clean"], cwd=ROOT, capture_output=True, text=True)
+    command = asked.stdout.strip() or "cat"
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, input=path.read_text(), capture_output=True, text=True, check=True
+    )
+    return nbformat.reads(done.stdout, as_version=4)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from e2d_lib.study import runner
 from e2d_lib.study.notebook import declared_parameters
-from tests.conftest import ROOT
+from tests.conftest import ROOT, stored_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -77,7 +77,7 @@ def test_conda_users_get_the_same_lock():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_is_a_chapter(path):
-    notebook = nbformat.read(path, as_version=4)
+    notebook = stored_notebook(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[0].source.startswith(f"# {int(path.stem[:2])} · ")

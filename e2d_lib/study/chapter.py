@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from e2d_lib import io
-from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, resolve, root, shown
+from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, OneLine, resolve, root, shown
 
 if TYPE_CHECKING:
     from e2d_lib.method import preprocess
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 DONE = "done.json"
 
 
-class MissingInput(FileNotFoundError):
+class MissingInput(OneLine, FileNotFoundError):
     """A chapter's input is not there; the message names the chapter that makes it."""
 
 
-class NotApplicable(Exception):
+class NotApplicable(OneLine):
     """The chapter has nothing to say about these data (no labels, say): the runner notes it and goes on."""
 
 

@@ -20,7 +20,14 @@ DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is 
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
-class StudyError(ValueError):
+class OneLine(Exception):
+    """An error that its message explains: IPython shows it without a traceback, whatever tool runs the notebook."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class StudyError(OneLine, ValueError):
     """Something the user can mend; one line."""
 
 
