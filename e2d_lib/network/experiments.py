@@ -11,7 +11,7 @@ import pandas as pd
 from e2d_lib import io
 from e2d_lib.network import training
 from e2d_lib.network.model import ModelConfig
-from e2d_lib.network.prediction import PREPROCESSING
+from e2d_lib.network.prediction import PREPROCESSING, TRAINED_ON
 from e2d_lib.network.slices import ScanSlices, few_shot
 from e2d_lib.progress import bar
 
@@ -80,6 +80,7 @@ def run(
     recipe: training.Recipe,
     out_dir: str | Path,
     preprocessing: dict[str, Any] | None = None,
+    data: str = "",
     tensorboard: bool = False,
     show: Callable[[pd.DataFrame], None] | None = None,
 ) -> Outcome:
@@ -87,7 +88,8 @@ def run(
 
     A job's folder is named by fold, fraction and seed, and by a hash of model, recipe and ``preprocessing`` (the
     parameters of ``preprocess.Params``, kept beside the checkpoint for prediction), so that runs with other settings
-    live side by side. ``show`` gets the history so far.
+    live side by side. ``data``, the name of what is trained on, is kept there too: whoever predicts is told.
+    ``show`` gets the history so far.
     """
     histories: list[pd.DataFrame] = []
     tables: dict[str, list[pd.DataFrame]] = {"runs": [], "history": [], "predictions": []}
@@ -106,6 +108,9 @@ def run(
         )
         if preprocessing:
             io.write_json(folder / PREPROCESSING, preprocessing)
+        if data:
+            positive = int(np.sum(train.labels))
+            io.write_json(folder / TRAINED_ON, {"data": data, "scans": len(train), "positive": positive})
         histories.append(_tagged(fit.history, job))
         held = few_shot(train.scan_ids, train.labels, own.inner_fraction, own.seed) if own.select == "inner" else []
         predictions = [fit.predictions.assign(part="valid")]

@@ -14,6 +14,8 @@ from e2d_lib.network.slices import DatasetError, ScanSlices
 from e2d_lib.scans.cohort import read_cohort
 
 PREPROCESSING = "preprocessing.json"
+TRAINED_ON = "trained_on.json"
+UNRECORDED = "not recorded"
 
 
 def preprocessing_of(checkpoints: Sequence[str | Path]) -> preprocess.Params:
@@ -34,6 +36,25 @@ def preprocessing_of(checkpoints: Sequence[str | Path]) -> preprocess.Params:
     return next(iter(found.values()))
 
 
+def trained_on(checkpoints: Sequence[str | Path]) -> str:
+    """The names of the data the checkpoints were trained on, as recorded beside them, or `UNRECORDED`."""
+    records = [Path(checkpoint).parent / TRAINED_ON for checkpoint in checkpoints]
+    return ", ".join(sorted({io.read_json(path)["data"] if path.is_file() else UNRECORDED for path in records}))
+
+
+def caution(data: str) -> str:
+    """What must be said with the predictions of a network trained on ``data``, as `trained_on` names it.
+
+    >>> caution("ricord")
+    'research only: no prediction here is a diagnosis'
+    """
+    if "phantom" in data.split(", "):
+        return "trained on the phantom, computed images: these predictions mean nothing for patients"
+    if UNRECORDED in data.split(", "):
+        return "what a checkpoint was trained on is not recorded beside it: it may be the phantom, no patients"
+    return "research only: no prediction here is a diagnosis"
+
+
 def predict(
     checkpoints: Sequence[str | Path],
     data_root: str | Path,
@@ -45,7 +66,8 @@ def predict(
     device: str = "auto",
     n_jobs: int = -1,
 ) -> pd.DataFrame:
-    """One row a scan of ``data_root``: scan_id, prediction (1, 0 or <NA>), probability, n_checkpoints, reason.
+    """One row a scan of ``data_root``: scan_id, prediction (1, 0 or <NA>), probability, n_checkpoints, reason,
+    trained_on (see `trained_on`).
 
     The scans go through the preprocessing that the checkpoints were trained on, are scored by each checkpoint (its
     slices' probabilities aggregated, method.md §5), and the scores are averaged. A scan that cannot be scored has no
@@ -67,7 +89,8 @@ def predict(
         result.loc[mean.index, "n_checkpoints"] = len(checkpoints)
     decision = (result["probability"] >= threshold).astype("Int64").where(result["probability"].notna())
     table = result.assign(prediction=decision).reindex(cohort["scan_id"]).reset_index()
-    return table[["scan_id", "prediction", "probability", "n_checkpoints", "reason"]]
+    table["trained_on"] = trained_on(checkpoints)
+    return table[["scan_id", "prediction", "probability", "n_checkpoints", "reason", "trained_on"]]
 
 
 def _scores(checkpoint: str | Path, slices: ScanSlices, aggregation: str, draws: int, device: str) -> pd.Series:

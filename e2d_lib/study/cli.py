@@ -200,6 +200,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
     io.write_csv(arguments.out, table)
     print(f"{table['prediction'].notna().sum()} of {len(table)} scans scored: {arguments.out}")
+    print(prediction.caution(prediction.trained_on(arguments.checkpoint)))
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

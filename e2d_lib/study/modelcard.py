@@ -11,6 +11,10 @@ import pandas as pd
 from e2d_lib import words
 
 HUB_METRICS = {"macro_f1": "f1", "roc_auc": "roc_auc", "accuracy": "accuracy"}
+OUT_OF_SCOPE = (
+    "**Not a medical device.** Not for diagnosis, triage, screening or any decision about a person. Not for other "
+    "diseases, other organs, X-ray, or CT that was not preprocessed as above. No regulator has seen it."
+)
 
 
 def estimate(row: Mapping[str, Any]) -> str:
@@ -104,8 +108,7 @@ def card(
         "To reproduce and examine a published method (SSFL++, KDS and E2D) that tells CT scans with COVID-19 from "
         "others by a few slices each. For researchers in medical imaging and for teaching.",
         "### Out of scope",
-        "**Not a medical device.** Not for diagnosis, triage, screening or any decision about a person. Not for other "
-        "diseases, other organs, X-ray, or CT that was not preprocessed as above. No regulator has seen it.",
+        OUT_OF_SCOPE,
         "## Training data",
         f"{what[0].upper() + what[1:]}. Each run trains on all folds but the one it is scored on.",
         _numbers(runs),
@@ -133,6 +136,27 @@ def card(
         _caveats(phantom, scored, thresholds),
     ]
     return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
+
+
+def brief(
+    *,
+    data: str,
+    config: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    parameters: int,
+    preprocessing: Mapping[str, Any],
+    runs: pd.DataFrame,
+) -> str:
+    """A card to lie beside one checkpoint, its row of chapter 4's runs in ``runs``; the rest as for `card`."""
+    sections = [
+        f"# Model card: E2D {config['backbone']}, trained on {data}",
+        _warning(data) if data == "phantom" else "",
+        _details(config, recipe, parameters, preprocessing, runs, "mean"),
+        OUT_OF_SCOPE,
+        _numbers(runs),
+        "Its scores, with intervals, are in the model card of the run's chapter 5.",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def _warning(data: str) -> str:

@@ -582,6 +582,21 @@ class TestModelCard:
         assert "### Out of scope\n\n**Not a medical device.**" in text
         assert "### By source" in text and "### Threshold" in text and "None" not in text and "nan" not in text
 
+    @pytest.mark.parametrize(("data", "warned"), [("phantom", True), ("ricord", False)])
+    def test_a_card_beside_one_checkpoint_says_what_it_was_trained_on(self, data, warned):
+        run = {"fold": 5, "fraction": 0.1, "seed": 3, "train": 12, "inner": 2, "valid": 40, "epoch": 3}
+        text = modelcard.brief(
+            data=data,
+            config=asdict(SMALL),
+            recipe=asdict(Recipe.corrected()),
+            parameters=12345,
+            preprocessing=asdict(preprocess.Params()),
+            runs=pd.DataFrame([run]),
+        )
+        assert f"trained on {data}\n" in text and "**Not a medical device.**" in text and "1 checkpoint" in text
+        assert ("They say nothing about its worth on patients' CT" in text) == warned
+        assert "| 5 | 10 % | 3 | 12 | 2 | 40 | 3 |" in text and "None" not in text
+
     def test_the_front_matter_is_the_hubs(self, rng):
         text, table = self.card(rng)
         front = yaml.safe_load(text.split("---\n")[1])

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from e2d_lib import io
 from e2d_lib.method import preprocess
-from e2d_lib.network import experiments, training
+from e2d_lib.network import experiments, prediction, training
 from e2d_lib.network.model import ModelConfig
 from e2d_lib.network.slices import ScanSlices
 from e2d_lib.scans.cohort import assign_folds, read_cohort
@@ -90,6 +91,7 @@ def test_checkpoints_score_unlabeled_scans_and_give_a_bad_one_a_reason(slices, c
         recipe=recipe,
         out_dir=tmp_path / "runs",
         preprocessing=vars(PARAMS),
+        data="phantom",
     )
     assert set(outcome.predictions["part"]) == {"valid", "inner"}
     assert list(outcome.runs["valid"]) == [4, 8]
@@ -111,11 +113,26 @@ def test_checkpoints_score_unlabeled_scans_and_give_a_bad_one_a_reason(slices, c
     scored = table.drop("scan_bad")
     assert (scored["n_checkpoints"] == 2).all()
     assert (scored["prediction"] == (scored["probability"] >= 0.5)).all()
+    assert (table["trained_on"] == "phantom").all()
+    assert "trained on the phantom, computed images: these predictions mean nothing" in capsys.readouterr().out
 
     capsys.readouterr()
     assert cli.main(["predict", "--checkpoint", str(tmp_path / "none.safetensors"), *arguments]) == 2
     assert cli.main(["predict", "--checkpoint", checkpoints[0], "--data", str(tmp_path / "x"), *arguments[2:]]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_what_checkpoints_were_trained_on_is_told(tmp_path):
+    paths = [tmp_path / name / "model.safetensors" for name in "abc"]
+    for path, record in zip(paths, ({"data": "ricord"}, {"data": "phantom"}, None), strict=True):
+        path.parent.mkdir()
+        if record:
+            io.write_json(path.parent / "trained_on.json", record)
+    told = {n: prediction.trained_on(paths[:n]) for n in (1, 2, 3)}
+    assert told == {1: "ricord", 2: "phantom, ricord", 3: "not recorded, phantom, ricord"}
+    assert "mean nothing for patients" in prediction.caution(told[2]) and "not a" not in prediction.caution(told[2])
+    assert "is not recorded" in prediction.caution(prediction.trained_on(paths[2:]))
+    assert "no prediction here is a diagnosis" in prediction.caution(told[1])
 
 
 def test_preprocess_command_names_an_unknown_parameter(data, tmp_path, capsys):
