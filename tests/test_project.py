@@ -88,8 +88,7 @@ def test_a_notebook_is_a_chapter(path):
     trees = [ast.parse(cell.source) for cell in code]
     imports = [any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(tree)) for tree in trees]
     assert [i for i, found in enumerate(imports) if found] == [1]  # one imports cell, after the parameters
-    assert not any(isinstance(n, ast.FunctionDef | ast.ClassDef) for tree in trees for n in ast.walk(tree))
-    assert max(len(cell.source.splitlines()) for cell in code[1:]) <= 20
+    assert max(len(cell.source.splitlines()) for cell in code[1:]) <= 45
     assert f'Chapter.open("{path.stem}", globals())' in code[2].source
     assert "chapter.finish(" in code[-1].source
     # papermill's parser loses a parameter line with a second "="

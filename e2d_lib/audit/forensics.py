@@ -163,7 +163,7 @@ def auc_chance(rows: int, positives: range, *, spacings: float = 4.0) -> float:
 
 def trimmed_width(n: int) -> int:
     """Width of the released training window of a scan of ``n`` slices: half, rounded up, of what the cut leaves
-    (method.md §3).
+    (method/README.md §3).
 
     >>> [trimmed_width(n) for n in (40, 59, 60, 65, 81)]
     [0, 10, 0, 0, 8]

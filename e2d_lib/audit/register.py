@@ -95,7 +95,7 @@ def register(
     found. effect: all effects in words; metric, value, low, high: the first one as numbers (those in ``effects`` lead).
     Raises ValueError for effects of an unknown id or without the columns, and for an id used twice.
 
-    >>> mine = Entry("X1", "window", "12 slices give 6", "method.md §3", "proved", "none",
+    >>> mine = Entry("X1", "window", "12 slices give 6", "method/README.md §3", "proved", "none",
     ...              check=lambda inputs: (forensics.trimmed_width(52) == 6, "(52 - 40) / 2 = 6", []))
     """
     listed = _with(also)

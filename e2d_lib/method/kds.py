@@ -3,7 +3,7 @@
 Slices with similar lung areas show similar things. KDS estimates the density of the areas inside the window,
 cuts their range into intervals of equal probability, and draws some slices from each, so that the sample covers
 the whole range: :func:`density` -> :func:`edges` -> :func:`quotas` -> :func:`strata` -> :func:`sample`. Beside it the
-two samplers that the paper compares it with. Source: method.md §4; arXiv:2404.01643, section on KDS.
+two samplers that the paper compares it with. Source: method/README.md §4; arXiv:2404.01643, section on KDS.
 """
 
 import operator
@@ -22,7 +22,7 @@ Variant = Literal["released", "paper", "corrected"]
 Rng = np.random.Generator | np.random.RandomState | int | None
 
 GRID_POINTS = 100
-"""Points on which the density is evaluated (method.md §4)."""
+"""Points on which the density is evaluated (method/README.md §4)."""
 
 
 def sample(

@@ -67,7 +67,7 @@ class PreprocessError(ValueError):
 
 @dataclass(frozen=True)
 class Params:
-    """What the cache of a cohort depends on, besides the scans (method.md §2, §3).
+    """What the cache of a cohort depends on, besides the scans (method/README.md §2, §3).
 
     size: side of the square, resized slices, pixels (the released training takes 384).
     crop: the spatial step; False keeps whole slices (ablation).

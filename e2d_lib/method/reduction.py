@@ -1,8 +1,8 @@
 """How much SSFL++ removes: area per slice, length per scan, volume per group, as in the published table and beyond it.
 
-Published definitions (method.md §6): area and length Δ are means of the slices' and the scans' own ratios; a volume is
-mean area times mean length, and its Δ is 1 - after / before. Every printed value is cut off, not rounded, and computed
-from unrounded means: products of the two-decimal means miss some published volumes by one in the last digit.
+Published definitions (method/README.md §6): area and length Δ are means of the slices' and the scans' own ratios; a
+volume is mean area times mean length, and its Δ is 1 - after / before. Every printed value is cut off, not rounded, and
+computed from unrounded means: products of the two-decimal means miss some published volumes by one in the last digit.
 Areas are in pixels, lengths in slices, volumes in pixels.
 """
 

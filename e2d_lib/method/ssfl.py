@@ -2,7 +2,7 @@
 
 Spatial step, per slice: the body's bounding box (:func:`crop_box`). Slice step, per scan: the run of slices with
 the most lung (:func:`slice_window`), found on their lung areas (:func:`lung_area`). Bit-equal to the released
-algorithm, dozens of times as fast. Source: method.md §2-§3; arXiv:2404.01643, section on SSFL++.
+algorithm, dozens of times as fast. Source: method/README.md §2-§3; arXiv:2404.01643, section on SSFL++.
 """
 
 import math
@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 THRESHOLD = 100
-"""8-bit lung-window grey from which a pixel counts as body (method.md §2 and §3)."""
+"""8-bit lung-window grey from which a pixel counts as body (method/README.md §2 and §3)."""
 
 CROP_ERODE = 10
-"""Side of the minimum filter before the crop, in pixels; at row r it covers r-5 ... r+4 (method.md §2)."""
+"""Side of the minimum filter before the crop, in pixels; at row r it covers r-5 ... r+4 (method/README.md §2)."""
 
 AREA_ERODE = 5
-"""Side of the minimum filter before the lung area, in pixels (method.md §3)."""
+"""Side of the minimum filter before the lung area, in pixels (method/README.md §3)."""
 
 TRIM_HEAD, TRIM_TAIL, TRIM_TAIL_SHORT, TRIM_SHORT = 20, 45, 20, 60
-"""The released cut of a scan: first 20 and last 45 slices, last 20 of a scan under 60 slices (method.md §3)."""
+"""The released cut of a scan: first 20 and last 45 slices, last 20 of a scan under 60 slices (method/README.md §3)."""
 
 Box = tuple[int, int, int, int]
 
@@ -45,7 +45,7 @@ def crop_box(image: NDArray[np.uint8]) -> Box:
     :raises ValueError: image is not 2-D, or holds no pixel.
 
     Rows that hold any pixel of the 10x10-filtered body are marked; the longest run of marked rows counts, the first
-    one on ties; the same for columns (method.md §2).
+    one on ties; the same for columns (method/README.md §2).
 
     >>> image = np.zeros((64, 64), np.uint8)
     >>> image[10:40, 20:60] = 180
@@ -61,7 +61,7 @@ def lung_area(image: NDArray[np.uint8]) -> int:
 
     :param image: (rows, cols) uint8, grey.
     :returns: the number of pixels that filling the holes of the 5x5-filtered body adds. A hole is a 4-connected
-        piece of background that does not reach the border of the image (method.md §3).
+        piece of background that does not reach the border of the image (method/README.md §3).
     :raises TypeError: image is not a uint8 array.
     :raises ValueError: image is not 2-D, or holds no pixel.
 

@@ -491,7 +491,7 @@ class Patient:
         return hu
 
     def export(self, hu: np.ndarray) -> np.ndarray:
-        """HU (rows, columns) -> uint8 in the hospital's window, truncated as in method.md §7."""
+        """HU (rows, columns) -> uint8 in the hospital's window, truncated as in method/README.md §7."""
         centre, width = self.scanner.window
         return np.clip((hu - np.float32(centre - width / 2)) * np.float32(255 / width), 0, 255).astype(np.uint8)
 

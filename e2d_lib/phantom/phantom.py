@@ -1,7 +1,7 @@
 """A made-up cohort of chest CT on disk, for those without COV19-CT-DB: real surfaces, known masks and labels.
 
-Layout and dirt are those of COV19-CT-DB (method.md §1), the window is that of method.md §7; ``e2d_lib.phantom.patient``
-draws and renders each scan.
+Layout and dirt are those of COV19-CT-DB (method/README.md §1), the window is that of §7 there;
+``e2d_lib.phantom.patient`` draws and renders each scan.
 """
 
 import functools
@@ -36,8 +36,8 @@ def patient(seed: int | np.random.SeedSequence | np.random.Generator, **options:
 # -- a cohort on disk
 
 DIRT = ("twins", "undecodable", "three_channel", "mixed_shapes", "short")
-"""Kinds of dirt (method.md §1), each given to one scan in about 60; the last two only from 20 scans on, as they cost
-the pipeline a scan."""
+"""Kinds of dirt (method/README.md §1), each given to one scan in about 60; the last two only from 20 scans on, as they
+cost the pipeline a scan."""
 
 _APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(139)
 """What macOS leaves in a ``._`` twin: AppleDouble's magic number and version, then nothing of use; 163 bytes."""
@@ -190,10 +190,10 @@ def write(
 ) -> pd.DataFrame:
     """Write a made-up cohort and return its table of truth, one row a scan.
 
-    Layout of COV19-CT-DB (method.md §1): ``train|valid/positive|negative/ct_scan_N/K.jpg``, numbers from 0, so names
-    repeat between classes; ``sources.csv`` (scan_id, source); ``phantom.json``, all parameters; ``truth/scans.csv``,
-    the table returned; ``truth/masks/<scan_id, / as __>.npz`` with ``mask``: (slices, rows, columns) uint8, values of
-    ``LABELS``, in the order and shape a reader of the files gets.
+    Layout of COV19-CT-DB (method/README.md §1): ``train|valid/positive|negative/ct_scan_N/K.jpg``, numbers from 0, so
+    names repeat between classes; ``sources.csv`` (scan_id, source); ``phantom.json``, all parameters;
+    ``truth/scans.csv``, the table returned; ``truth/masks/<scan_id, / as __>.npz`` with ``mask``: (slices, rows,
+    columns) uint8, values of ``LABELS``, in the order and shape a reader of the files gets.
     ``format="nifti"`` writes ``<scan_id>.nii.gz`` in HU and a ``manifest.csv`` that says what each file is.
 
     n_scans: scans, training and validation together. matrix: rows and columns of a slice. slices: fewest and most

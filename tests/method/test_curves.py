@@ -48,7 +48,7 @@ class TestReal:
             assert (ours.to_numpy() == theirs[list(ours)].to_numpy()).all()
 
     def test_every_window_follows_from_the_areas(self, real):
-        """All 1,481, by loops over every start; lengths and their reduction as printed in method.md §8."""
+        """All 1,481, by loops over every start; lengths and their reduction as printed in method/README.md §8."""
         ratios = []
         for scan in real.scans.query("year == 2025").itertuples():
             areas = real.curves[scan.scan_id].tolist()

@@ -98,7 +98,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
-# The method as plain as it can be written (method.md §2, §3).
+# The method as plain as it can be written (method/README.md §2, §3).
 
 
 def plain_box(image: np.ndarray) -> tuple[int, int, int, int]:

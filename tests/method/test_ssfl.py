@@ -255,7 +255,7 @@ class TestWindow:
 
 
 def _windowed(hu):
-    """method.md §7: centre -600, width 1500, truncated."""
+    """method/README.md §7: centre -600, width 1500, truncated."""
     return np.clip((hu + 1350) / 1500 * 255, 0, 255).astype(np.uint8)
 
 

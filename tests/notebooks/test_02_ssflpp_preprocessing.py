@@ -1,10 +1,12 @@
 """Chapter 2: what is kept, cropped and windowed, against the cohort, the files and the cached tables."""
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.notebooks.conftest import asked, in_order, read_json
+from tests.conftest import ROOT
+from tests.notebooks.conftest import asked, in_order, read_json, tokens
 
 pytestmark = pytest.mark.notebook
 CHAPTER = "02_ssflpp_preprocessing"
@@ -73,3 +75,30 @@ def test_answer_says_what_the_tables_say(ci_run, cached):
     warned = (scans["status"] == "warned").sum()
     numbers = [f"{len(scans):,}", f"{len(kept):,}", f"{warned:,}", f"{inside['left'].mean():.1%}", f"{window:.1%}"]
     assert warned > 0 and in_order(ci_run.said(CHAPTER)[-1], *numbers)
+
+
+def test_plain_code_says_what_the_cache_holds(ci_run, cached):
+    """The three cells of plain SciPy ran (each asserts that the library agrees), on the slice of the largest area."""
+    box, window, drawn = (said for said in ci_run.said(CHAPTER) if said.startswith("By the definition"))
+    *_, inside = cached
+    example = inside.loc[inside["area"].idxmax()]
+    assert in_order(box, *example[["row0", "row1", "col0", "col1"]], f"{example['area']:,}")
+    areas = inside.loc[inside["scan_id"] == example["scan_id"], "area"].to_numpy()
+    width = int(np.ceil(len(areas) / 2))
+    start = int(np.argmax([areas[k : k + width].sum() for k in range(len(areas) - width + 1)]))
+    share = areas[start : start + width].sum() / areas.sum()
+    assert in_order(window, start, start + width, len(areas), f"{share:.1%}")
+    numbers = [int(number) for number in tokens(drawn)]
+    assert numbers == sorted(set(numbers)) and 4 <= len(numbers) <= 8
+    assert start <= numbers[0] and numbers[-1] < start + width
+
+
+def test_plain_code_is_compared_with_the_library():
+    """A reader may take the cells for the method: each asserts so, and none borrows from the library."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{CHAPTER}.ipynb", as_version=4).cells
+    plain = [cell.source for cell in cells if "By the definition" in cell.source]
+    assert len(plain) == 3
+    for source, function in zip(plain, ("ssfl.measure", "ssfl.slice_window", "kds.sample"), strict=True):
+        own, compared = source.split("assert ")
+        assert compared.count(function) == 1 and "==" in compared.splitlines()[0]
+        assert "ssfl." not in own and "kds." not in own

@@ -217,7 +217,7 @@ class TestPatient:
 
 
 def _lung_area(image: np.ndarray) -> int:
-    """method.md §3.1."""
+    """method/README.md §3.1."""
     foreground = ndimage.minimum_filter(image, 5) >= 100
     return int((ndimage.binary_fill_holes(foreground) & ~foreground).sum())
 
