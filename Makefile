@@ -35,6 +35,13 @@ study: $(READY)  ## run the whole study on the embedded data -> results/demo/
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest
 
+report: $(READY)  ## one page to read of the run -> results/demo/report.html
+	$(BIN)/e2d report results/demo
+
+site: $(READY)  ## the reference runs as pages for GitHub Pages -> site/
+	$(BIN)/e2d report results/reference --out site/index.html
+	$(BIN)/e2d report results/reference-ablation --out site/ablations.html
+
 lab: $(READY)  ## JupyterLab in the same environment; make lab PORT=8890, in a container with IP=0.0.0.0
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --allow-root --ip=$(IP) --port=$(PORT) --ServerApp.root_dir=. \
 		--LabApp.default_url=/lab/tree/notebooks --FileContentsManager.post_save_hook=e2d_lib.study.lab.saved
@@ -46,4 +53,4 @@ lint: $(READY)  ## ruff over .py and .ipynb, and nbstripout over notebooks as gi
 lock: $(READY)  ## write requirements.lock anew from pyproject.toml, keeping what still fits
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header pyproject.toml -o requirements.lock
 
-.PHONY: help env filter study test lab lint lock
+.PHONY: help env filter study test report site lab lint lock

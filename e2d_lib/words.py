@@ -47,3 +47,13 @@ def setting(cell: str) -> str:
     if not all(equals for _, equals, _ in pairs):
         return cell
     return ", ".join(f"{name(key.strip())} {name(value.strip())}" for key, _, value in pairs)
+
+
+def phrase(key: str) -> str:
+    """A headline's name in words: the known names in it, and what stands around them.
+
+    >>> phrase("axial_area_delta"), phrase("macro_f1_at_chosen")
+    ('axial area removed, share of the slice', 'macro F1 at chosen')
+    """
+    known = next((known for known in sorted(NAMES, key=len, reverse=True) if f"_{known}_" in f"_{key}_"), key)
+    return f"_{key}_".replace(f"_{known}_", f"_{name(known)}_").replace("_", " ").strip()

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from e2d_lib.study import runner
@@ -113,6 +114,15 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("folder", metavar="DIR", help="where it was unpacked")
     listing.add_argument("--seed", type=int, default=0, help="of the split, where the collection has none of its own")
     listing.set_defaults(call=_manifest)
+
+    report = commands.add_parser(
+        "report",
+        help="one page to read of a run, for a browser without a network",
+        description="Questions, answers, numbers, figures and folded code of a run's executed chapters, in one file.",
+    )
+    report.add_argument("run", nargs="?", default="results/demo", metavar="RUN", help="a run's folder (results/demo)")
+    report.add_argument("--out", default="", metavar="HTML", help="the page (default: RUN/report.html)")
+    report.set_defaults(call=_report)
 
     show = commands.add_parser("parameters", help="list each chapter's parameters with their defaults")
     show.add_argument("--notebooks", default="notebooks", metavar="DIR", help="the chapters' folder")
@@ -265,6 +275,13 @@ def _manifest(arguments: argparse.Namespace) -> None:
     from e2d_lib.scans import layouts
 
     layouts.manifest(arguments.layout, arguments.folder, seed=arguments.seed)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from e2d_lib.study import report
+    from e2d_lib.study.notebook import shown
+
+    print(shown(report.write(Path(arguments.run).absolute(), arguments.out and Path(arguments.out).absolute())))
 
 
 def _parameters(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ import nbformat
 import yaml
 
 from e2d_lib import io
+from e2d_lib.study import report
 from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
@@ -223,9 +224,14 @@ def run(
                 shutil.rmtree(study.dir / notebook.name, ignore_errors=True)
             try:
                 done = study.execute(notebook, progress=progress)
+            except ChapterFailed:
+                report.write(study.dir)
+                raise
             finally:
                 study.write_provenance(str(profile))
             say(f"{head}: {_state(done)}")
+    if not dry_run:
+        say(f"report: {shown(report.write(study.dir))}")
     return study
 
 
