@@ -87,7 +87,8 @@ def test_a_run_takes_profile_and_command_line_records_both_and_skips_what_is_cur
     assert any(cell.get("execution_count") for cell in executed.cells)
     assert str(project) not in Path("results/small/02_double/notebook.ipynb").read_text()
 
-    capsys.readouterr()
+    assert capsys.readouterr().out.splitlines()[-1] == "report: results/small/report.html"
+    assert "12.000" in Path("results/small/report.html").read_text()
     assert e2d("-p", "scale=4") == 0
     assert capsys.readouterr().out.count("up to date") == 3
     assert e2d("-p", "scale=5") == 0  # the second and what reads it, not the first
@@ -100,6 +101,7 @@ def test_a_failing_chapter_is_named_kept_and_gone_on_from(project, capsys):
     Path("stop").touch()
     assert e2d("-p", "fail_file=stop") == 1
     message = capsys.readouterr().err.strip()
+    assert "told to\nfail" in Path("results/small/report.html").read_text()
     assert "\n" not in message
     for part in (
         "02_double",
