@@ -36,8 +36,9 @@ def chapter(name: str, stem: str, old: str, new: str) -> Breakage:
 
 
 def figure(name: str, module: str, old: str, new: str) -> Breakage:
-    """A breakage of a figure, which the tests of its module must notice."""
-    return Breakage(f"fig-{name}", f"e2d_lib/figures/{module}.py", old, new, f"tests/figures/test_{module}.py")
+    """A breakage of a figure, which the tests of its module must notice; of the style, those of any."""
+    tests = "tests/figures" if module == "style" else f"tests/figures/test_{module}.py"
+    return Breakage(f"fig-{name}", f"e2d_lib/figures/{module}.py", old, new, tests)
 
 
 C1, C2, C3, C4 = "01_data_exploration", "02_ssflpp_preprocessing", "03_reduction_statistics", "04_training"
