@@ -138,15 +138,20 @@ def card(
     return "\n\n".join(section.strip() for section in sections if section.strip()) + "\n"
 
 
-def brief(runs: pd.DataFrame, *, data: str, **details: Any) -> str:
-    """A card to lie beside one checkpoint, whose row of chapter 4's runs is ``runs``.
-
-    details: config, recipe, parameters and preprocessing, as for `card`.
-    """
+def brief(
+    *,
+    data: str,
+    config: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    parameters: int,
+    preprocessing: Mapping[str, Any],
+    runs: pd.DataFrame,
+) -> str:
+    """A card to lie beside one checkpoint, its row of chapter 4's runs in ``runs``; the rest as for `card`."""
     sections = [
-        f"# Model card: E2D {details['config']['backbone']}, trained on {data}",
+        f"# Model card: E2D {config['backbone']}, trained on {data}",
         _warning(data) if data == "phantom" else "",
-        _details(runs=runs, aggregation="mean", **details),
+        _details(config, recipe, parameters, preprocessing, runs, "mean"),
         OUT_OF_SCOPE,
         _numbers(runs),
         "Its scores, with intervals, are in the model card of the run's chapter 5.",
