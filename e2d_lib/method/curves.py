@@ -148,7 +148,8 @@ def compared(
 ) -> pd.DataFrame:
     """Groups of `shapes` side by side: quantity, group, n, median, low and high (5th and 95th percentile), ks.
 
-    ks: two-sample Kolmogorov distance to the group ``to``; 0 would be the same distribution.
+    ks: two-sample Kolmogorov distance to the group ``to``; 0 would be the same distribution. A group without values
+    of a quantity has no row for it.
     """
     from scipy.stats import ks_2samp
 
@@ -156,6 +157,8 @@ def compared(
     for name in quantities:
         for group, table in groups.items():
             values = table[name].dropna()
+            if values.empty:
+                continue
             low, median, high = np.percentile(values, [5, 50, 95])
             distance = ks_2samp(values, groups[to][name].dropna()).statistic if group != to else 0.0
             rows.append((name, group, len(values), median, low, high, float(distance)))

@@ -153,7 +153,9 @@ class TestShapes:
     def test_compared_with_a_shifted_group(self, rng):
         base = pd.DataFrame({"skew": rng.normal(size=400)})
         table = curves.compared({"a": base, "b": base + 10}, "a", ["skew"]).set_index("group")
-        assert table["ks"].tolist() == [0.0, 1.0] and table["median"]["b"] == pytest.approx(table["median"]["a"] + 10)
+        assert table["ks"].tolist() == [0.0, 1.0]
+        assert curves.compared({"a": base, "none": base[:0]}, "a", ["skew"])["group"].tolist() == ["a"]
+        assert table["median"]["b"] == pytest.approx(table["median"]["a"] + 10)
 
 
 def test_thinned():

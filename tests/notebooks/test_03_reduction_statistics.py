@@ -1,11 +1,17 @@
 """Chapter 3: the reduction table, its intervals and the paper's cells, recomputed from slices and published files."""
 
+import math
 from fractions import Fraction
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage, stats
 
+from tests.conftest import ROOT
 from tests.notebooks.conftest import PUBLISHED, in_order
 
 pytestmark = pytest.mark.notebook
@@ -167,3 +173,186 @@ def test_answer_and_headline_are_of_the_row_with_most_scans(ci_run):
     shares += [total["volume_delta_high"], paper["volume_delta"], total["total_delta"]]
     answer = ci_run.said(CHAPTER)[-1]
     assert in_order(answer, int(total["n_scans"]), *(f"{share:.1%}" for share in shares)) and "phantom" in answer
+
+
+# On patients: recomputed from the released numbers alone
+
+
+def best(areas, width: int) -> int:
+    """Start of the first window of the largest sum."""
+    before = np.concatenate([[0], np.cumsum(areas, dtype=np.int64)])
+    return int(np.argmax(before[width:] - before[: len(before) - width]))
+
+
+@pytest.fixture(scope="module")
+def real() -> pd.DataFrame:
+    """One row a scan of 2025: its areas, the released window and draw, and both rules anew."""
+    folder = PUBLISHED / "real_areas"
+    scans = pd.read_parquet(folder / "scans_2025.parquet").set_index("scan")
+    areas = pd.read_parquet(folder / "areas_2025.parquet").groupby("scan")["area"].agg(lambda a: a.to_numpy(np.int64))
+    rows = []
+    for a in areas:
+        n, width = len(a), math.ceil(len(a) / 2)
+        left = a[20 : max(n - (20 if n < 60 else 45), 0)]
+        cut = math.ceil(len(left) / 2)
+        start, cut_start = best(a, width), 20 + best(left, cut) if cut else 20
+        both = max(0, min(start + width, cut_start + cut) - max(start, cut_start))
+        lost = 1 - a[cut_start : cut_start + cut].sum() / max(a[start : start + width].sum(), 1)
+        rows.append((n, start, start + width, cut_start, cut, 1 - cut / n, both / (width + cut - both), lost))
+    names = ["n", "first", "last", "cut_start", "cut", "cut_removed", "overlap", "lost"]
+    return scans.assign(areas=areas, **pd.DataFrame(rows, columns=names, index=areas.index))
+
+
+def hills(areas) -> int:
+    """Peaks of the smoothed curve that rise by a tenth of its largest value: flooded from above, hill by hill."""
+    level = ndimage.gaussian_filter1d(np.asarray(areas, float), max(len(areas) / 50, 0.5), mode="nearest")
+    hill, top, count = {}, {}, 0
+    for place in np.argsort(-level, kind="stable").tolist():
+        beside = sorted({hill[k] for k in (place - 1, place + 1) if k in hill}, key=lambda k: -top[k])
+        if not beside:
+            hill[place], top[place] = place, level[place]
+            continue
+        hill[place] = beside[0]
+        for lower in beside[1:]:  # two hills meet: the lower one ends here
+            count += top[lower] - level[place] >= 0.1 * level.max()
+            hill = {k: beside[0] if h == lower else h for k, h in hill.items()}
+    return count + 1
+
+
+def test_table_on_patients(ci_run, real):
+    table = ci_run.table(CHAPTER, "on_patients").set_index("what")["value"]
+    expected = {
+        "released windows that follow the rule": (
+            (real["first"] == real["start"]) & (real["last"] == real["stop"])
+        ).sum(),
+        "slices removed, mean of ratios": (1 - (real["last"] - real["first"]) / real["n"]).mean(),
+        "slices removed where the curve is cut first": real["cut_removed"].mean(),
+        "empty windows where the curve is cut first": (real["n"] <= 40).sum() + real["n"].between(60, 65).sum(),
+        "windows under 8 slices where the curve is cut first": (real["cut"] < 8).sum(),
+        "overlap of the two windows, intersection over union": real["overlap"].mean(),
+        "share of the window's lung area lost by the cut": real["lost"].mean(),
+        "windows under 8 slices": (real["n"] < 15).sum(),
+        "slices of a scan, mean": real["n"].mean(),
+        "slices of the longest scan": real["n"].max(),
+        "slices of the widest window of 2024": 798,
+    }
+    assert table.pop("curves with more than one hump") == sum(hills(a) > 1 for a in real["areas"] if len(a) >= 8) == 212
+    assert table.to_dict() == pytest.approx({name: float(value) for name, value in expected.items()})
+    assert expected["released windows that follow the rule"] == len(real) == 1481
+    text = next(said for said in ci_run.said(CHAPTER) if "released windows" in said)
+    testing = pd.read_csv(PUBLISHED / "reduction_table.csv").set_index("row").loc["Testing", "length_delta"]
+    shares = [f"{expected['slices removed, mean of ratios']:.2%}", f"{testing:.2%}"]
+    counts = [(real["cut"] == 0).sum(), (real["cut"] < 8).sum()]
+    ends = [f"{real['overlap'].mean():.1%}", f"{real['lost'].mean():.1%}"]
+    assert in_order(text, "1,481", "1,481", *shares, *counts, *ends)
+    headline = ci_run.headline(CHAPTER)
+    assert headline["patients_windows_that_follow_the_rule"]["value"] == 1481
+    assert headline["patients_length_delta"]["value"] == pytest.approx(table["slices removed, mean of ratios"])
+    assert headline["patients_length_delta"]["n"] == 1481
+
+
+def test_released_draws_on_patients(ci_run, real):
+    draws = ci_run.table(CHAPTER, "patients_draws").set_index("year")
+    wide = real[real["stop"] - real["start"] >= 8]
+    largest, equal, twice = 0, 0, 0
+    for scan in wide.itertuples():
+        window = scan.areas[scan.start : scan.stop]
+        largest += window.max() in scan.areas[scan.released_draw]
+        equal += len(set(window)) < len(window)
+        twice += len(scan.released_draw) == 8 > len(set(scan.released_draw))
+    assert draws.loc[2025].tolist() == [len(wide), largest, equal, twice] == [1476, 0, 591, 4]
+    assert draws.loc[2024].tolist() == [993, 0, 633, 5]
+
+
+def test_reduction_by_source(ci_run, scans, slices):
+    table = ci_run.table(CHAPTER, "by_source").set_index(["quantity", "source"])
+    ours = scans.assign(area_delta=scans["scan_id"].map(slices.groupby("scan_id")["ratio"].mean()))
+    ours = ours.drop(columns="source", errors="ignore").merge(ci_run.cohort()[["scan_id", "source"]], on="scan_id")
+    for (quantity, source), row in table.iterrows():
+        values = ours.loc[ours["source"] == source, quantity]
+        assert row["value"] == pytest.approx(values.mean()) and row["n"] == len(values)
+        assert row["low"] <= row["value"] <= row["high"]
+        width = 2 * 1.96 * values.std(ddof=0) / math.sqrt(len(values))
+        assert row["high"] - row["low"] == pytest.approx(width, rel=0.3)
+    assert len(table) == 3 * ours["source"].nunique()
+
+
+def test_shapes_beside_the_patients(ci_run, real, slices):
+    """Number of slices and largest area by plain pandas, and the distances by SciPy; what is said is the table's."""
+    table = ci_run.table(CHAPTER, "curve_shapes").set_index(["quantity", "group"])
+    kept = slices[slices.groupby("scan_id")["scan_id"].transform("size") >= 8]
+    lengths = {"this cohort": kept.groupby("scan_id").size()}
+    lengths |= {f"patients, {name}": real["n"][real["n"] >= 8].iloc[0:0] for name in ("odd", "even")}
+    for k, name in ((1, "odd"), (0, "even")):
+        half = real.iloc[k::2]
+        lengths[f"patients, {name}"] = half.loc[half["n"] >= 8, "n"]
+    for group, values in lengths.items():
+        row = table.loc[("n_slices", group)]
+        assert row["n"] == len(values) and row["median"] == pytest.approx(np.median(values))
+        assert row["ks"] == pytest.approx(stats.ks_2samp(values, lengths["patients, odd"]).statistic)
+    pixels = (kept["height"] * kept["width"]).median()
+    every = kept.groupby("scan_id")["area"].max() / pixels
+    assert table.loc[("largest", "this cohort"), "high"] <= every.max()
+    own = table.xs("this cohort", level="group")["ks"].drop("n_slices")
+    halves = table.xs("patients, even", level="group")["ks"].max()
+    text = next(said for said in ci_run.said(CHAPTER) if said.startswith("This cohort"))
+    assert in_order(text, len(lengths["this cohort"]), f"{own.min():.2f}", f"{own.max():.2f}", f"{halves:.2f}")
+    assert halves < 0.07 < own.max()
+    assert {"spread", "neighbours"} == set(table.xs("2024", level="group").index)
+
+
+@pytest.fixture(scope="module")
+def patients_figures() -> dict:
+    """The cells on patients run alone: they read published numbers only."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{CHAPTER}.ipynb", as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    (first,) = [k for k, source in enumerate(code) if source.startswith("patients = ")]
+    (last,) = [k for k, source in enumerate(code) if '"patients_cut"' in source]
+    kept: dict = {}
+    chapter = SimpleNamespace(
+        save_table=lambda name, table: table,
+        say=lambda text: text,
+        save_figure=lambda name, figure, **how: kept.update({name: (figure, how)}),
+    )
+    published = pd.read_csv(PUBLISHED / "reduction_table.csv")
+    space = {"chapter": chapter, "published_dir": str(PUBLISHED), "published": published}
+    for source in [code[1], *code[first : last + 1]]:
+        exec(compile(source, CHAPTER, "exec"), space)
+    yield kept
+    for figure, _ in kept.values():
+        plt.close(figure)
+
+
+def test_figure_of_the_cut(patients_figures, real):
+    figure, how = patients_figures["patients_cut"]
+    left, right = figure.axes
+    cut, whole = left.get_lines()
+    assert cut.get_color() != whole.get_color() and how == {"of_published": True}
+    np.testing.assert_allclose(np.transpose(cut.get_data()), real[["n", "cut_removed"]])
+    assert np.abs(np.asarray(whole.get_ydata()) - 0.5).max() <= 0.5
+    assert sum(bar.get_height() for bar in right.patches) == len(real)
+    assert right.patches[0].get_height() == (real["overlap"] < 0.04).sum()
+    legend = {
+        t.get_text(): h.get_color()
+        for t, h in zip(figure.legends[0].get_texts(), figure.legends[0].legend_handles, strict=True)
+    }
+    assert legend == {"whole curve": whole.get_color(), "curve cut first": cut.get_color()}
+    assert left.get_xlabel() == "slices of the scan" and left.get_ylabel() == "slices removed, share"
+
+
+def test_figure_of_patients_curves(patients_figures, real):
+    figure, _ = patients_figures["patients_curves"]
+    assert len(figure.axes) == 8
+    humps = []
+    for axis in figure.axes:
+        scan = real.loc[int(axis.get_title()[5:9])]
+        curve, drawn, first, last = axis.get_lines()
+        assert curve.get_ydata().tolist() == scan["areas"].tolist()
+        assert drawn.get_xdata().tolist() == sorted(scan["released_draw"])
+        assert drawn.get_ydata().tolist() == scan["areas"][sorted(scan["released_draw"])].tolist()
+        edges = [line.get_xdata()[0] + 0.5 for line in (first, last)]
+        assert edges == [scan["cut_start"], scan["cut_start"] + scan["cut"]]
+        (span,) = axis.patches
+        assert (span.get_x() + 0.5, span.get_width()) == (scan["start"], scan["stop"] - scan["start"])
+        humps.append(int(axis.get_title().split()[-1]))
+    assert humps[:4] == [1] * 4 and min(humps[4:]) > 1
