@@ -54,7 +54,7 @@ def area_curve(axis, areas: np.ndarray, start: int, stop: int, drawn: Sequence[i
     axis.set_ylim(bottom=0)
 
 
-def area_curves(curves: Mapping[str, tuple[np.ndarray, int, int]], *, columns: int = 4) -> Figure:
+def area_curves(curves: Mapping[str, tuple[np.ndarray, int, int]], *, columns: int = 3) -> Figure:
     """Lung area against slice with the kept window. ``curves``: title -> (areas (n,), start, stop)."""
     figure, axes = grid(len(curves), columns, (3.2, 2.2))
     for axis, (title, (areas, start, stop)) in zip(axes, curves.items(), strict=True):

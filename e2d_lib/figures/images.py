@@ -24,7 +24,7 @@ def show(axis, image: np.ndarray, title: str = "") -> None:
 
 def slices(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *, columns: int = 6) -> Figure:
     """A contact sheet: 2-D uint8 images of any shapes, each with its title."""
-    figure, axes = grid(len(images), columns, (2, 2.15))
+    figure, axes = grid(len(images), columns, (1.7, 1.9))
     for axis, image, title in zip(axes, images, titles or [""] * len(images), strict=True):
         show(axis, image, title)
     return figure
@@ -100,7 +100,7 @@ def found_and_true(
     images: Sequence[np.ndarray], lungs: Sequence[np.ndarray], titles: Sequence[str], *, columns: int = 6
 ) -> Figure:
     """Slices (rows, columns) uint8 with the crop box, what is taken for lung (filled), and the lung (outline)."""
-    figure, axes = grid(len(images), columns, (2.15, 2.5))
+    figure, axes = grid(len(images), columns, (1.7, 2))
     for axis, image, lung, title in zip(axes, images, lungs, titles, strict=True):
         show(axis, image, title)
         mark_lung(axis, image)
@@ -115,7 +115,7 @@ def errors(pairs: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[str]
     """Wrongly called scans: a slice (S, S) uint8, and below it the same under its heat map (S, S) in [0, 1]."""
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure, axes = subplots(2 * rows, columns, figsize=(2.2 * columns, 4.7 * rows), squeeze=False)
+    figure, axes = subplots(2 * rows, columns, figsize=(2 * columns, 4.3 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, ((image, heat), title) in enumerate(zip(pairs, titles, strict=True)):

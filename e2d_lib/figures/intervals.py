@@ -31,7 +31,7 @@ def dots(
     table: pd.DataFrame,
     looks: Mapping[str, Look],
     *,
-    xlabel: str = INTERVAL,
+    xlabel: str = f"value, {INTERVAL}",
     ylabel: str = "",
     columns: int = 1,
     width: float = 8,
@@ -151,9 +151,10 @@ def scores_by(table: pd.DataFrame, group: str, *, threshold: float = 0.5) -> Fig
     row = table[group].replace("", "unknown")
     data = table.assign(row=row, series=label_names(table["label"]), value=table["probability"])
     looks = {label: Look(colour) for label, colour in LABEL_COLOURS.items()}
-    return dots(
-        data.sort_values("row"), looks, width=6.5, xlabel="scan probability", ylabel=group, reference={"": threshold}
-    )
+    labels = {"xlabel": "scan probability", "ylabel": group}
+    figure = dots(data.sort_values("row"), looks, width=6.5, reference={"": threshold}, **labels)
+    figure.axes[0].set_xlim(-0.03, 1.03)  # or a network that learnt nothing seems to tell scans apart
+    return figure
 
 
 def reduction_by_view(table: pd.DataFrame) -> Figure:
@@ -184,7 +185,7 @@ def ablation(table: pd.DataFrame) -> Figure:
     return dots(table, looks, columns=2, width=9, dodge=False, reference=reference)
 
 
-def sampler_quality(summary: pd.DataFrame, *, columns: int = 4) -> Figure:
+def sampler_quality(summary: pd.DataFrame, *, columns: int = 3) -> Figure:
     """How well samplers' slices stand for their window, a panel a measure; intervals over scans.
 
     ``summary``: of `sampling.summary` (method, n_samples, n_intervals, measure, value, low, high).
@@ -200,7 +201,7 @@ def sampler_quality(summary: pd.DataFrame, *, columns: int = 4) -> Figure:
     panel = table["measure"].map(lambda measure: sampling.MEASURES.get(measure, measure))
     table = table.assign(panel=panel, row=table["n_samples"].astype(str), series=series)
     zero = dict.fromkeys(panel, 0.0)
-    return dots(table, looks, columns=columns, width=12, ylabel="slices drawn", reference=zero)
+    return dots(table, looks, columns=columns, width=10, ylabel="slices drawn", reference=zero)
 
 
 def _sampler(method: str, intervals: int) -> str:

@@ -55,7 +55,7 @@ class TestDots:
         ]  # fmt: skip
         assert artists.rows(down) == [("one", 0.7, 0.6, 0.9, "#0072b2", True)]
         assert artists.crossing(up)[0] == [] and artists.crossing(down)[0] == [0.5]
-        assert up.get_position().y0 > down.get_position().y0 and down.get_xlabel() == "95 % interval"
+        assert up.get_position().y0 > down.get_position().y0 and down.get_xlabel() == "value, 95 % interval"
         assert artists.legend_colours(figure) == {"a": "#0072b2", "b": "#d55e00"}
         artists.assert_legend_apart(figure)
 
@@ -188,7 +188,7 @@ def test_aggregations():
     colours = artists.legend_colours(figure)
     titles = {"macro_f1": "macro F1", "brier": "Brier score (lower is better)"}
     for axis, (metric, title) in zip(panels(figure), titles.items(), strict=True):
-        assert axis.get_title() == title and axis.get_xlabel() == "95 % interval"
+        assert axis.get_title() == title and axis.get_xlabel() == "value, 95 % interval"
         for cut, own in table[table["metric"] == metric].groupby("at"):
             found = of(axis, colours[f"threshold {cut}"])
             assert [row[1:4] for row in found] == estimates(own)
@@ -275,7 +275,7 @@ def test_ablation():
         assert [row[5] for row in found[1:]] == list(part["p_holm"][1:] < 0.05)  # filled: differs from the baseline
         assert found[0][4] == colours["baseline"] and colours["baseline"] not in {row[4] for row in found[1:]}
         assert artists.crossing(axis)[0] == [part["value"].iloc[0]]
-        assert axis.get_xlabel() == "95 % interval"
+        assert axis.get_xlabel() == "value, 95 % interval"
     assert_in_words(figure)
 
 
@@ -315,7 +315,7 @@ def test_sampler_quality():
     distances, bias = panels(figure)
     assert [row[0] for row in artists.rows(distances)] == ["4", "4", "4", "8", "8"]
     assert artists.crossing(bias)[0] == artists.crossing(distances)[0] == [0]
-    assert distances.get_ylabel() == "slices drawn" and distances.get_xlabel() == "95 % interval"
+    assert distances.get_ylabel() == "slices drawn" and distances.get_xlabel() == "value, 95 % interval"
     shapes = {x: line.get_marker() for line in distances.lines for x in line.get_xdata()}
     assert shapes[0.2] != shapes[0.21] and shapes[0.2] == shapes[0.15]  # the intervals by the mark's shape
     assert artists.told_apart([colours["random"], colours["KDS, 4 intervals"]]) > APART
