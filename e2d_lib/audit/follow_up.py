@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib.audit import forensics
-from e2d_lib.audit.checks import N_SAMPLES, CheckFunction, Inputs
+from e2d_lib.audit.checks import N_SAMPLES, Inputs, check
 from e2d_lib.evaluation import sampling
 from e2d_lib.method import curves
 
@@ -15,6 +15,7 @@ EVERY = 12
 """H5 draws from every twelfth of the 1,476 windows of 2025: chapter 6 takes them all."""
 
 
+@check("H1")
 def _counted_by_rows_again(given: Inputs):
     saved = pd.read_csv(given.published / "saved_scores.csv", dtype={"value": str}).set_index("value")
     (fit,) = given.fits[given.fits["run"].str.startswith("follow-up")].to_dict("records")
@@ -31,6 +32,7 @@ def _counted_by_rows_again(given: Inputs):
     return holds, found, []
 
 
+@check("H3")
 def _every_scan_has_a_draw(given: Inputs):
     table = given.real.scans.query("year == 2025")
     short = table[table["stop"] - table["start"] < N_SAMPLES]
@@ -42,6 +44,7 @@ def _every_scan_has_a_draw(given: Inputs):
     return holds and (table["n_drawn"] < N_SAMPLES).sum() == 1 and bool(short["repeated"].all()), found, []
 
 
+@check("H4")
 def _real_windows(given: Inputs):
     table, rule = given.real.scans.set_index("scan_id"), curves.rules(given.real.curves).set_index("scan_id")
     same = (table.loc[rule.index, ["start", "stop"]] == rule[["start", "stop"]]).all(axis=1)
@@ -60,6 +63,7 @@ def _real_windows(given: Inputs):
     return holds, found, []
 
 
+@check("H5")
 def _samplers_on_patients(given: Inputs):
     scans = given.real.of(2025, least=N_SAMPLES)[::EVERY]
     windows = {scan: given.real.windows[scan] for scan in scans}
@@ -77,6 +81,7 @@ def _samplers_on_patients(given: Inputs):
     return near and random > systematic and random > four > eight and four > spaced, found, []
 
 
+@check("H6")
 def _what_a_redraw_does(given: Inputs):
     saved = pd.read_csv(given.published / "saved_scores.csv")
     one, ten = (
@@ -91,6 +96,7 @@ def _what_a_redraw_does(given: Inputs):
     return len(one) == len(ten) == 5 and bool((gain > 0).all()), found, []
 
 
+@check("H7")
 def _a_source_without_positives(given: Inputs):
     from sklearn.metrics import f1_score
 
@@ -110,13 +116,3 @@ def _a_source_without_positives(given: Inputs):
     )
     holds = round(by_source.mean(), 4) == counted == 0.7648 and best == 0.875 and round(score(3), 4) == by_source[2]
     return bool(holds), found, []
-
-
-CHECKS: dict[str, CheckFunction] = {
-    "H1": _counted_by_rows_again,
-    "H3": _every_scan_has_a_draw,
-    "H4": _real_windows,
-    "H5": _samplers_on_patients,
-    "H6": _what_a_redraw_does,
-    "H7": _a_source_without_positives,
-}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from e2d_lib import io
-from e2d_lib.audit import checks, follow_up, register
+from e2d_lib.audit import checks, fits, register
 from e2d_lib.method.preprocess import Params, Preprocessed
 from tests.conftest import ROOT
 
@@ -182,7 +182,7 @@ class TestAlteredTables:
             table.loc[row, column] = value
             return table
 
-        assert not (checks.CHECKS | follow_up.CHECKS)[id](altered(tmp_path, name, change))[0]
+        assert not checks.CHECKS[id](altered(tmp_path, name, change))[0]
 
     @pytest.mark.parametrize(
         ("ids", "name", "scan", "change"),
@@ -202,7 +202,7 @@ class TestAlteredTables:
         for column, value in change.items():
             table.at[scan, column] = value
         table.to_parquet(path)
-        assert not follow_up.CHECKS[ids](inputs)[0]
+        assert not checks.CHECKS[ids](inputs)[0]
 
     def test_whole_curves_would_refute_the_cut(self, tmp_path):
         def uncut(table):
@@ -360,9 +360,9 @@ class TestStoredFits:
 
     @pytest.mark.parametrize("stored", STORED.to_dict("records"), ids=lambda row: row["value"])
     def test_searched_anew(self, stored):
-        wide = checks.follow_up(self.RUNS[stored["value"]])
-        found = checks.score_fit(stored["metric"], stored["value"], wide)
-        for name in checks.FITS:
+        wide = fits.follow_up(self.RUNS[stored["value"]])
+        found = fits.score_fit(stored["metric"], stored["value"], wide)
+        for name in fits.FITS:
             assert found.get(name, np.nan) == pytest.approx(stored[name], nan_ok=True), name
 
     def test_every_score_with_all_its_digits_is_stored(self):
