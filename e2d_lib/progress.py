@@ -5,17 +5,23 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def someone_looks() -> bool:
+    """Whether a notebook is open in JupyterLab or VS Code, where widgets live; not under the runner or papermill."""
+    return "E2D_PROGRESS" not in os.environ and bool(os.environ.keys() & {"JPY_SESSION_NAME", "VSCODE_PID"})
+
+
 def bar(iterable: Iterable[Any] | None = None, **options: Any):
     """A tqdm bar; ``options`` are tqdm's (total, desc, unit, …).
 
-    The runner sets E2D_PROGRESS to "plain", as a widget in an executed notebook is a dead box, and to "off" for no bar.
+    The runner sets E2D_PROGRESS to "plain", as a widget in an executed notebook is a dead box, or to "off" for no bar.
+    Unset, there is a bar where someone looks at a notebook or at a terminal.
     """
-    mode = os.environ.get("E2D_PROGRESS", "auto")
-    if mode == "auto":
+    if someone_looks():
         from tqdm.auto import tqdm
     else:
         from tqdm import tqdm
-    options.setdefault("disable", mode == "off")
+
+        options.setdefault("disable", {"plain": False, "off": True}.get(os.environ.get("E2D_PROGRESS", "")))
     options.setdefault("dynamic_ncols", True)
     options.setdefault("leave", False)
     return tqdm(iterable, **options)

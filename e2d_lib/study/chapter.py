@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from e2d_lib import io
+from e2d_lib import io, progress
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, OneLine, resolve, root, shown
 
 if TYPE_CHECKING:
@@ -224,9 +224,10 @@ class Chapter(RunFolder):
         """``namespace`` is the notebook's ``globals()``: the parameters that its stored cell declares are read from it.
 
         So whatever way the notebook is run, what it ran with is checked and on record. Raises StudyError for a value of
-        another type than the declared one.
+        another type than the declared one, or out of its range, and for an injected name that is not declared.
         """
         notebook = Notebook.of_chapter(name)
+        notebook.refuse_unknown(_cells_run() or [])
         return cls(name, notebook.values(namespace), notebook)
 
     def require(self, condition: bool, reason: str) -> None:
@@ -280,12 +281,19 @@ class Chapter(RunFolder):
         _close(figure)
         return Image(data=path.read_bytes())
 
+    def view(self, scans: Any, params: Any = None, **options: Any):
+        """The slice viewer (`viewer.show`), stamped where the run is of a phantom."""
+        from e2d_lib.study import viewer
+
+        note = "phantom data" if self.data == "phantom" else ""
+        return viewer.show(scans, params or viewer.DEFAULT, note=note, **options)
+
     def live(self, figure_of: Callable[[pd.DataFrame], Any], *, every: float = 5.0) -> Callable[[pd.DataFrame], None]:
         """A function that shows ``figure_of(table)`` in place, at most once in ``every`` seconds.
 
         Only where someone may be looking: not under the runner, where the last figure is all that stays.
         """
-        if os.environ.get("E2D_PROGRESS", "auto") != "auto":
+        if not progress.someone_looks():
             return lambda table: None
         from IPython.display import display
 

@@ -4,10 +4,8 @@ An IPython extension, which ``make env`` has every kernel of the environment loa
 after a restart the first cell that is run may be one that imports nothing. And a hook of Jupyter's server.
 """
 
-import ast
 import os
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,8 @@ def _show(shell: Any, kind: type, error: BaseException, trace: Any, tb_offset: i
 
 def sentence(error: BaseException, source: str) -> str | None:
     """What to do about an error that the cell ``source`` raised; None where the cell or the error is none of ours."""
+    from e2d_lib.study.notebook import names_made  # not before it is needed: every kernel loads this module
+
     cells = _chapter(source)
     if cells is None or isinstance(error, KeyboardInterrupt):
         return None if cells is None else INTERRUPTED
@@ -44,7 +44,7 @@ def sentence(error: BaseException, source: str) -> str | None:
 
 def _chapter(source: str) -> list[str] | None:
     """The stored code cells of the chapter that is open, or else of one that has the cell ``source``."""
-    import nbformat  # not before it is needed: every kernel loads this module
+    import nbformat
 
     from e2d_lib.study.notebook import StudyError, notebooks
 
@@ -58,20 +58,6 @@ def _chapter(source: str) -> list[str] | None:
     except (StudyError, OSError, ValueError):
         pass
     return None
-
-
-def names_made(source: str) -> Iterable[str]:
-    """The names that a cell assigns or imports.
-
-    >>> sorted(names_made("import numpy as np\\ntable = np.zeros(3)"))
-    ['np', 'table']
-    """
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except SyntaxError:  # a cell with magics
-        return set()
-    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    return made | {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
 
 
 def saved(model: Any, os_path: str, **_: Any) -> None:

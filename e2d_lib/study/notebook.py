@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -18,6 +19,15 @@ from e2d_lib import io
 
 DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is about
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+COUNTS = "n_boot n_folds n_intervals n_samples n_scans n_slices epochs folds matrix min_slices scans_per_step size"
+RANGES = {
+    **dict.fromkeys([*COUNTS.split(), "slices_max", "slices_min", "top_k"], (1, math.inf)),
+    **dict.fromkeys(("redraws", "sampler_redraws", "seed", "seeds", "worst"), (0, math.inf)),
+    **dict.fromkeys(("few_shot", "fraction", "fractions"), (1e-9, 1)),
+    **dict.fromkeys(("threshold", "valid"), (0, 1)),
+    "lr": (1e-12, math.inf),
+}
+"""What a number of that name may be, in every chapter: shares of something in (0, 1], counts from 1."""
 
 
 class OneLine(Exception):
@@ -108,6 +118,17 @@ class Notebook:
         since = ran[opened[-1] :] if opened else []
         return bool(since) and since == (stored[first:] if last else stored[first : first + len(since)])
 
+    def refuse_unknown(self, cells: Iterable[str]) -> None:
+        """Raise StudyError for a name in papermill's injected cell that the notebook does not declare.
+
+        cells: the sources of the cells run so far. Papermill itself would only warn, and run on.
+        """
+        injected = [source for source in cells if source.startswith("# Parameters\n")]
+        for name in names_made("\n".join(injected[-1:])):
+            if name not in self.parameters:
+                known = self.parameters.keys()
+                raise StudyError(f"{self.name}: does not take a parameter {name!r}{hint(name, known)}")
+
     def values(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
         """The declared parameters' values in a notebook's ``globals()``, checked. Raises StudyError."""
         return {
@@ -149,16 +170,35 @@ def checked(where: str, name: str, value: Any, parameter: Parameter) -> Any:
         value = list(value)
     if float in kinds and type(value) in (int, str) and not (type(value) is str and str in kinds):
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3, which lacks the dot, as text
-            return float(value)
+            value = float(value)
     if type(value) not in kinds:
         expected = " or ".join(kind.__name__ for kind in kinds)
         raise StudyError(
             f"{where}: {name} is {value!r} ({type(value).__name__}); expected {expected}, like {default!r}"
         )
+    low, high = RANGES.get(name.partition(" ")[0], (-math.inf, math.inf))
+    if type(value) in (int, float) and not low <= value <= high:
+        least = "more than 0" if 0 < low < 1 else f"{low} or more"
+        most = "" if high == math.inf else f", at most {high}"
+        raise StudyError(f"{where}: {name} is {value!r}; expected {least}{most}")
     if isinstance(value, list) and default:
         item = Parameter(default[0], (type(default[0]),))
         return [checked(where, f"{name} (an item)", one, item) for one in value]
     return value
+
+
+def names_made(source: str) -> Iterable[str]:
+    """The names that a cell assigns or imports; none where it is no Python.
+
+    >>> sorted(names_made("import numpy as np\\ntable = np.zeros(3)"))
+    ['np', 'table']
+    """
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:  # a cell with magics
+        return set()
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return made | {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
 
 
 def hint(name: str, known: Iterable[str]) -> str:

@@ -1,14 +1,16 @@
 """The runner: chapters through papermill, with checked parameters, resumed where they stopped.
 
-A profile is a YAML file: ``description``, ``all`` (parameters for every chapter that takes them), and a mapping for
-each chapter. What it leaves out is the notebook's default.
+A profile is a YAML file: ``description``, ``minutes`` (the longest that a chapter may take), ``all`` (parameters for
+every chapter that takes them), and a mapping for each chapter. What it leaves out is the notebook's default.
 """
 
 import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,9 +20,12 @@ import nbformat
 import yaml
 
 from e2d_lib import io
-from e2d_lib.study import report
+from e2d_lib.study import report, summary
 from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
+
+ABOUT = ("description", "minutes")  # what a profile says besides parameters
+HEARTBEAT = 60.0  # seconds between two lines of a chapter that no terminal shows a bar for
 
 
 class ChapterFailed(RuntimeError):
@@ -48,9 +53,11 @@ def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[
     path, content = load_yaml("profile", profile, folder)
     content = content or {}
     if not isinstance(content, dict) or not all(
-        isinstance(value, dict) for key, value in content.items() if key != "description"
+        isinstance(value, dict) for key, value in content.items() if key not in ABOUT
     ):
         raise StudyError(f"{path}: a profile maps 'all' and chapter names to parameters")
+    if not isinstance(minutes := content.get("minutes", 1), int | float) or not minutes > 0:
+        raise StudyError(f"{path}: minutes is {minutes!r}; expected a number above 0")
     return content
 
 
@@ -85,7 +92,7 @@ def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str,
     result = {c.name: {name: parameter.default for name, parameter in c.parameters.items()} for c in chapters}
     for where, layer in layers:
         for section, values in layer.items():
-            if section == "description":
+            if section in ABOUT:
                 continue
             short = [name for name in names if name == section or name[:2] == section]
             if section != "all" and not short:
@@ -105,8 +112,14 @@ def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str,
 class Run:
     """One study run: the chapters' parameters and folder, and which chapters are up to date."""
 
-    def __init__(self, chapters: list[Notebook], parameters: dict[str, dict[str, Any]], run_dir: Path):
-        self.chapters, self.parameters, self.dir = chapters, parameters, run_dir
+    def __init__(
+        self,
+        chapters: list[Notebook],
+        parameters: dict[str, dict[str, Any]],
+        run_dir: Path,
+        minutes: float | None = None,
+    ):
+        self.chapters, self.parameters, self.dir, self.minutes = chapters, parameters, run_dir, minutes
 
     def folder(self, name: str) -> Path:
         """Of a chapter: its own, or the cell of a sweep that its parameters name."""
@@ -137,18 +150,24 @@ class Run:
     def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
         """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
         import papermill
+        from nbclient.exceptions import CellTimeoutError
 
         folder = self.folder(notebook.name)
         folder.mkdir(parents=True, exist_ok=True)
         running, good, bad = (folder / f"notebook{tail}.ipynb" for tail in (".running", "", ".failed"))
+        running.unlink(missing_ok=True)
         started = time.perf_counter()
+        left = lambda _: self.minutes and max(1, self.minutes * 60 - (time.perf_counter() - started))  # noqa: E731
+        why = ""
         with _kernel_environment(notebook, progress):
             try:
                 papermill.execute_notebook(
-                    os.path.relpath(notebook.path),
-                    os.path.relpath(running),
+                    *(os.path.relpath(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)),
                     parameters=self.parameters[notebook.name],
                     kernel_name="python3",
+                    language="python",
+                    kernel_manager_class=_this_interpreter(),
+                    timeout_func=left,
                     cwd=str(root()),
                     progress_bar={"desc": notebook.name, "leave": False} if progress else False,
                     stderr_file=sys.stderr if progress else None,
@@ -156,12 +175,17 @@ class Run:
                 )
             except papermill.PapermillExecutionError as error:
                 if error.ename != "NotApplicable":
-                    running.replace(bad)
-                    (folder / DONE).unlink(missing_ok=True)  # where it failed before it was opened
-                    raise ChapterFailed(
-                        f"{notebook.name} failed in cell {error.cell_index + 1}, [{error.exec_count}]: "
-                        f"{error.ename}: {one_line(error.evalue)}; executed copy: {shown(bad)}"
-                    ) from None
+                    where = f"cell {error.cell_index + 1}, [{error.exec_count}]"
+                    why = f"{where}: {error.ename}: {one_line(error.evalue)}"
+            except CellTimeoutError:
+                why = f"{_reached(running)}: the limit of {self.minutes:g} minutes a chapter is over"
+            except RuntimeError as error:  # the kernel died, or did not start
+                why = f"{_reached(running)}: {one_line(error)}"
+        if why:
+            with contextlib.suppress(FileNotFoundError):
+                running.replace(bad)
+            (folder / DONE).unlink(missing_ok=True)  # where it failed before it was opened
+            raise ChapterFailed(f"{notebook.name} failed in {why}; executed copy: {shown(bad)}")
         bad.unlink(missing_ok=True)
         _tidy(running)
         running.replace(good)
@@ -194,22 +218,25 @@ def run(
     fresh: bool = False,
     dry_run: bool = False,
     progress: bool = True,
+    junit: str = "",
     say=print,
 ) -> Run:
     """Run the study's chapters in order, each one unless it is up to date.
 
     ``only`` names chapters ("03" or whole names); ``assignments`` are ``name=value`` over the profile; ``fresh`` runs
-    also what is up to date, each chapter from an empty folder; ``dry_run`` only says what would run.
+    also what is up to date, each chapter from an empty folder; ``dry_run`` only says what would run. ``progress``:
+    bars; without them, one line a chapter and a heartbeat. ``junit``: a file for a CI's report of the chapters.
 
     Raises StudyError for what the user asked wrongly, before anything runs, and ChapterFailed when a notebook stops.
     """
     chapters = notebooks(folder)
-    layers = [(f"profile {profile}", load_profile(profile, folder)), ("-p", parse_assignments(assignments))]
+    settings = load_profile(profile, folder)
+    layers = [(f"profile {profile}", settings), ("-p", parse_assignments(assignments))]
     given = given_parameters(profile, data_root, out)
     parameters = plan(chapters, *layers, ("arguments", {"all": given}))
     chosen = _chosen(chapters, only)
     _check_data(parameters)
-    study = Run(chapters, parameters, resolve(given["run_dir"]))
+    study = Run(chapters, parameters, resolve(given["run_dir"]), settings.get("minutes"))
     say(f"{profile} -> {shown(study.dir)}")
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
@@ -219,20 +246,66 @@ def run(
         elif dry_run:
             say(f"{head}: would run")
         else:
-            say(f"{head} …")
+            if progress:
+                say(f"{head} …")
             if fresh:
                 shutil.rmtree(study.dir / notebook.name, ignore_errors=True)
             try:
-                done = study.execute(notebook, progress=progress)
-            except ChapterFailed:
-                report.write(study.dir)
+                with contextlib.nullcontext() if progress else _heartbeat(study, notebook, head, say):
+                    done = study.execute(notebook, progress=progress)
+            except ChapterFailed as error:
+                summary.write(study.dir, chosen, junit, failed=notebook.name, error=str(error))
+                with contextlib.suppress(StudyError):  # nothing to show where the first chapter's kernel did not start
+                    report.write(study.dir)
                 raise
             finally:
                 study.write_provenance(str(profile))
             say(f"{head}: {_state(done)}")
     if not dry_run:
+        summary.write(study.dir, chosen, junit)
         say(f"report: {shown(report.write(study.dir))}")
     return study
+
+
+@contextlib.contextmanager
+def _heartbeat(study: Run, notebook: Notebook, head: str, say):
+    """A line now and then while a chapter runs: a CI stops what says nothing for long."""
+    over, started = threading.Event(), time.perf_counter()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            reached = _reached(study.folder(notebook.name) / "notebook.running.ipynb")
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                say(f"{head}: {(time.perf_counter() - started) / 60:.0f} min, in {reached}")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _reached(running: Path) -> str:
+    """The last cell that was begun, in words, as papermill's copy has it."""
+    with contextlib.suppress(OSError, ValueError):
+        cells = nbformat.read(running, as_version=4).cells
+        begun = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
+        return f"cell {begun[-1]}" if begun else "its start"
+    return "its start"
+
+
+def _this_interpreter() -> type:
+    """A kernel manager that starts the interpreter that runs this, whatever kernels are installed where."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class ThisInterpreter(AsyncKernelManager):
+        kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))
+
+    return ThisInterpreter
 
 
 def _state(done: Mapping[str, Any]) -> str:
@@ -299,14 +372,33 @@ def _kernel_environment(notebook: Notebook, progress: bool):
 
 
 def _tidy(path: Path) -> None:
-    """Drop the traces of progress bars from an executed notebook: whatever a carriage return wrote over."""
+    """Leave of what bars wrote what a terminal would show in the end: what was written over is gone."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if output.output_type == "stream" and "\r" in output.text:
-                lines = [line.rpartition("\r")[2] for line in output.text.replace("\r\n", "\n").split("\n")]
-                output.text = "\n".join(line for line in lines if line.strip())
+            if output.output_type == "stream":
+                output.text = on_screen(output.text)
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
     with io.replacing(path) as tmp, open(tmp, "w", encoding="utf-8") as file:
         nbformat.write(notebook, file)
+
+
+def on_screen(text: str) -> str:
+    r"""What a terminal shows in the end: carriage returns write over a line, bars within bars go up to theirs.
+
+    >>> on_screen("reading\n 1%|\r99%|\r    \rdone\n")
+    'reading\ndone\n'
+    """
+    if "\r" not in text and "\x1b" not in text:
+        return text
+    lines, row = [""], 0
+    for part in re.split(r"(\r\n|\r|\n|\x1b\[A)", text):
+        if part in ("\n", "\r\n"):
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[A":
+            row = max(row - 1, 0)
+        else:
+            lines[row] = "" if part == "\r" else lines[row] + re.sub(r"\x1b\[[\d;]*m", "", part)
+    return "".join(f"{line}\n" for line in lines if line.strip())

@@ -1,7 +1,12 @@
 """The runner, on chapters of a few lines made here."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import papermill
@@ -10,7 +15,7 @@ import pytest
 import e2d_lib
 from e2d_lib.study import cli, runner
 from e2d_lib.study.chapter import Chapter
-from e2d_lib.study.notebook import Notebook, resolve, root
+from e2d_lib.study.notebook import Notebook, Parameter, checked, resolve, root
 from tests.conftest import ROOT
 
 OPENING = "from e2d_lib.study.chapter import Chapter\nchapter = Chapter.open({name!r}, globals())"
@@ -66,7 +71,8 @@ def project(tmp_path, monkeypatch):
 
 
 def e2d(*arguments: str) -> int:
-    return cli.main(["run", "--profile", "small", "--quiet", *arguments])
+    profile = [] if "--profile" in arguments else ["--profile", "small"]
+    return cli.main(["run", *profile, "--quiet", *arguments])
 
 
 def headline(chapter: str, run: str = "results/small") -> dict:
@@ -279,3 +285,129 @@ def test_a_folder_of_notebooks_that_are_no_chapters_is_not_the_study(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert root() == ROOT  # the checkout that the library is installed from
     assert resolve("~") == Path.home()
+
+
+@pytest.mark.notebook
+def test_without_a_terminal_a_chapter_is_one_line_and_a_heartbeat(project, capsys, monkeypatch):
+    """In a folder with braces in its name, and with notebooks whose kernel is not on this machine."""
+    monkeypatch.setattr(runner, "HEARTBEAT", 0.2)
+    for path in Path("notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.metadata.kernelspec.name = "no-such-kernel"
+        nbformat.write(notebook, path)
+    assert cli.main(["run", "--profile", "small", "--out", "{x}", "--junit", "junit.xml"]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0] == "small -> {x}" and shown.err == "" and "\x1b" not in shown.out and "\r" not in shown.out
+    ends = [line for line in lines[1:] if re.fullmatch(r"\[\d/3\] \w+: \d+ s", line)]
+    beats = [line for line in lines[1:] if re.fullmatch(r"\[\d/3\] \w+: \d+ min, in (cell \d|its start)", line)]
+    assert len(ends) == 3 and beats and len(ends) + len(beats) == len(lines) - 2
+    assert any("in cell" in line for line in beats) and lines[-1].startswith("report: ")
+    assert headline("02_double", "{x}")["double"]["value"] == 6.0
+    summary = json.loads(Path("{x}/summary.json").read_text())["chapters"]
+    assert summary["02_double"]["headline"]["double"]["value"] == 6.0 and summary["02_double"]["seconds"] > 0
+    suite = ElementTree.parse("junit.xml").getroot()
+    assert suite.attrib["tests"] == "3" and suite.attrib["failures"] == "0"
+    assert [case.attrib["name"] for case in suite] == ["01_data_exploration", "02_double", "03_optional"]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "Kernel died"),
+        ("import time\ntime.sleep(600)", "the limit of 0.1 minutes a chapter is over"),
+    ],
+    ids=["dies", "hangs"],
+)
+def test_a_kernel_that_dies_or_hangs_is_one_line_with_its_cell(project, capsys, body, message):
+    Path("notebooks/profiles/small.yaml").write_text("minutes: 0.1\n" if "time" in body else "")
+    make_notebook(Path("notebooks"), "01_data_exploration", 'run_dir: str = "x"\ndata_root: str = ""', body)
+    assert e2d("--junit", "junit.xml", "--out", "run") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+    assert re.search(r"01_data_exploration failed in cell [45]", error)  # a slow start is in the limit too
+    assert json.loads(Path("run/summary.json").read_text())["chapters"]["01_data_exploration"]["status"] == "failed"
+    suite = ElementTree.parse("junit.xml").getroot()
+    assert message in suite.find("testcase/failure").attrib["message"]
+    assert (suite.attrib["failures"], suite.attrib["skipped"]) == ("1", "2")
+
+
+@pytest.mark.notebook
+def test_plain_papermill_refuses_what_the_runner_refuses_before_any_work(project):
+    e2d("--only", "01")
+    for parameters, message in (
+        ({"n_bot": 200}, "StudyError: 02_double: does not take a parameter 'n_bot'"),
+        ({"scale": "abc"}, "StudyError: 02_double: scale is 'abc' (str); expected float"),
+    ):
+        with pytest.raises(papermill.PapermillExecutionError) as error:
+            by_hand("02_double", ".", run_dir="results/small", **parameters)
+        (line,) = error.value.traceback
+        assert line.startswith(message)
+    assert not Path("results/small/02_double").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default", "good"),
+    [
+        ("n_boot", -5, 2000, False),
+        ("n_boot", 1, 2000, True),
+        ("fraction", 0.0, 0.5, False),
+        ("fraction", 1, 0.5, True),
+        ("fraction", float("nan"), 0.5, False),
+        ("fractions", [0.1, 2], [0.5], False),
+        ("seeds", [0, -1], [0], False),
+        ("lr", "-1e-3", 0.1, False),
+        ("n_jobs", -1, -1, True),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(name, value, default, good):
+    parameter = Parameter(default, (type(default),))
+    if good:
+        assert checked("here", name, value, parameter) == value
+    else:
+        with pytest.raises(runner.StudyError, match=rf"here: {name}.* is .*; expected .*\d"):
+            checked("here", name, value, parameter)
+
+
+def test_a_rerun_is_checked_against_the_intervals_of_an_earlier_run(project, capsys):
+    def write(run: str, **numbers) -> None:
+        entries = {name: {"value": value, "ci95": ci, "n": 5, "unit": ""} for name, (value, ci) in numbers.items()}
+        path = Path(run, "05_x", "headline.json")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"chapter": "05_x", "data": "phantom", "headline": entries}))
+
+    write("old", auc=(0.8, [0.7, 0.9]), scans=(40, None), sd=(0.02, None), undefined=(None, None))
+    write("same", auc=(0.9, None), scans=(40, None), sd=(0.0209, None), undefined=(None, None))
+    write("other", auc=(0.91, [0.8, 1.0]), scans=(41, None), sd=(0.0211, None))
+    assert cli.main(["check", "same", "--against", "old"]) == 0
+    assert "all 4 numbers" in capsys.readouterr().out
+    assert cli.main(["check", "other", "--against", "old"]) == 1
+    shown = capsys.readouterr()
+    assert [line.split()[1] for line in shown.out.splitlines()[1:]] == ["auc", "scans", "sd", "undefined"]
+    assert "4 of 4" in shown.err and shown.err.count("\n") == 1
+    assert cli.main(["check", "other", "--against", "nowhere"]) == 2
+
+
+def test_a_closed_output_is_one_line(project):
+    command = [sys.executable, "-m", "e2d_lib", "parameters", "--notebooks", str(ROOT / "notebooks")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "nobody reads" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--dryrun"], ["--only"], ["05"]])
+def test_options_that_do_not_exist_are_one_line(project, capsys, arguments):
+    assert e2d(*arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_bars_leave_in_an_executed_copy_is_their_last_line():
+    plain = "epoch 1\nepoch 2\n"
+    assert runner.on_screen(plain) == plain
+    inner = "\r\n\rinner: 10%|\rinner: 90%|\r           \r\x1b[A"
+    nested = f"outer: 0%|{inner}\router: 50%|{inner}\router: 100%|\n"
+    assert runner.on_screen(nested).split() == ["outer:", "100%|"]
