@@ -112,12 +112,11 @@ def run(
             positive = int(np.sum(train.labels))
             io.write_json(folder / TRAINED_ON, {"data": data, "scans": len(train), "positive": positive})
         histories.append(_tagged(fit.history, job))
-        held = few_shot(train.scan_ids, train.labels, own.inner_fraction, own.seed) if own.select == "inner" else []
-        predictions = [fit.predictions.assign(part="valid")]
-        if len(held):
-            inner = training.predict(fit.model, train.subset(held), recipe=own, device=own.device)
+        predictions, held = [fit.predictions.assign(part="valid")], len(fit.inner) if fit.inner else 0
+        if fit.inner:
+            inner = training.predict(fit.model, fit.inner, recipe=own, device=own.device)
             predictions.append(inner.assign(part="inner"))
-        counts = {"train": len(train) - len(held), "inner": len(held), "valid": len(valid), "epoch": fit.epoch}
+        counts = {"train": len(train) - held, "inner": held, "valid": len(valid), "epoch": fit.epoch}
         tables["runs"].append(_tagged(pd.DataFrame([{**counts, "checkpoint": fit.path.as_posix()}]), job))
         tables["history"].append(histories[-1])
         tables["predictions"].append(_tagged(pd.concat(predictions, ignore_index=True), job))

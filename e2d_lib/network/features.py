@@ -22,9 +22,9 @@ import torch
 
 from e2d_lib import io, progress
 from e2d_lib.method.preprocess import Preprocessed, stem
+from e2d_lib.network.device import has_bfloat16, resolve_device
 from e2d_lib.network.model import E2D, ModelConfig, build
 from e2d_lib.network.slices import ahead
-from e2d_lib.network.training import resolve_device
 
 FORMAT = 1
 """Raise it when the same network gives other features."""
@@ -74,7 +74,7 @@ def extract(
     net = build(ModelConfig(backbone=backbone, pretrained=weights, drop_path=0.0, size=done.params.size))
     net = net.to(place, memory_format=torch.channels_last).eval()
     if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(place) else "float32"
+        precision = "bfloat16" if has_bfloat16(place) else "float32"
     about = {"backbone": backbone, "weights": _digest(net.backbone), "precision": precision, "format": FORMAT}
     folder = done.folder / "features" / io.digest(about)
     usable = done.scans[done.scans["status"].ne("excluded") & done.scans["stop"].gt(done.scans["start"])]
@@ -147,11 +147,3 @@ def _digest(module: torch.nn.Module) -> str:
         total.update(name.encode())
         total.update(value.cpu().contiguous().numpy().tobytes())
     return total.hexdigest()
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes with bfloat16: elsewhere it is emulated, and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

@@ -1,4 +1,4 @@
-"""Slices ready to train on: windows as one uint8 tensor, the draw of a scan's slices, batched augmentation.
+"""Slices ready to train on: windows as one uint8 tensor, the draw of a scan's slices, batches of them.
 
 Where the windows fit they lie on the training device, so that a batch is one gather; where they do not, they stay
 memory-mapped. There is no loader process; where it helps, a thread works one batch ahead (:func:`ahead`).
@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
 from e2d_lib.method import kds
+from e2d_lib.network.recipe import Recipe
 from e2d_lib.progress import bar
 
 if TYPE_CHECKING:
@@ -242,88 +243,67 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-# --- augmentation -------------------------------------------------------------------------------------------------
+# --- batches ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Strengths and probabilities of method.md §5, per slice and in this order."""
+class Batch(NamedTuple):
+    """pixels: (N, 1, S, S) uint8; targets: (N,) float; blank: (N,) bool, no slice there. All on the device."""
 
-    flip_p: float = 0.5  # left-right
-    shift: float = 0.2  # of the side, either way
-    scale: float = 0.2  # 0.8 to 1.2
-    rotate: float = 30.0  # degrees, either way
-    affine_p: float = 0.5  # shift, scale and rotation together
-    value: float = 0.2  # of 255 grey levels, as released: next to nothing. Hue and saturation are void on grey images.
-    value_p: float = 0.5
-    brightness: float = 0.2  # of full scale, either way
-    contrast: float = 0.2  # factor 0.8 to 1.2
-    light_p: float = 0.5  # brightness and contrast together
-    holes: int = 8  # black squares: the released library's default, 8 of 8 x 8 pixels …
-    hole_side: float = 8 / 384  # … on a side of 384, kept in proportion at other sizes
-    holes_p: float = 0.2
+    pixels: torch.Tensor
+    targets: torch.Tensor
+    blank: torch.Tensor
 
 
-class CoarseDropout(torch.nn.Module):
-    """Black squares of one size at random places; kornia's RandomErasing draws one rectangle only."""
+class Plan(NamedTuple):
+    """Slices of some scans: positions in their windows, (n, n_samples) int64, -1 for blank; and the scans' rows."""
 
-    def __init__(self, holes: int, side: float) -> None:
-        super().__init__()
-        self.holes, self.side = holes, side
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 1, S, S) -> the same with ``holes`` squares of ``side`` · S pixels set to 0, wholly inside the image."""
-        n, _, size, _ = images.shape
-        side = max(1, round(self.side * size))
-        first = torch.randint(0, size - side + 1, (2, n, self.holes, 1)).to(images.device, non_blocking=True)
-        at = torch.arange(size, device=images.device)
-        rows, columns = ((at >= first) & (at < first + side)).float()  # (N, holes, S) each
-        return images.masked_fill(torch.bmm(rows.mT, columns).unsqueeze(1) > 0, 0.0)
+    rows: np.ndarray
+    positions: np.ndarray
 
 
-class Augment:
-    """Augments a batch on its device; each sample has its own parameters.
+def visits(slices: ScanSlices, recipe: Recipe, epoch: int) -> list[np.ndarray]:
+    """The scans of each step of an epoch: arrays of at most ``scans_per_step`` rows, shuffled."""
+    times = slices.n_slices if recipe.visits == "slice_row" else 1
+    rows = stream(recipe.seed, "order", epoch).permutation(np.repeat(np.arange(len(slices)), times))
+    steps = [rows[k : k + recipe.scans_per_step] for k in range(0, len(rows), recipe.scans_per_step)]
+    return [step for step in steps if not recipe.drop_last or len(step) == recipe.scans_per_step]
 
-    kornia computes an operation for the whole batch and then discards what was not selected, so the selection is made
-    here and each operation gets its own samples only. It draws its parameters on the CPU from torch's default
-    generator: that one is seeded from ``generator`` and put back afterwards.
+
+def plan(slices: ScanSlices, rows: np.ndarray, recipe: Recipe, purpose: str, turn: int = 0) -> Plan:
+    """Draw the slices of the scans at ``rows``. A scan's draw depends on seed, purpose, turn and its name alone."""
+    options = {k: getattr(recipe, k) for k in ("n_samples", "n_intervals", "method", "short_scans")}
+    turn = turn if recipe.redraw else 0
+
+    def one(row: int) -> np.ndarray:
+        rng = stream(recipe.seed, purpose, turn, slices.scan_ids[row])
+        return draw(slices.areas[row], variant=recipe.sampler, rng=rng, **options)
+
+    return Plan(np.asarray(rows), np.stack([one(row) for row in rows]))
+
+
+def every_slice(slices: ScanSlices, rows: np.ndarray) -> list[Plan]:
+    """All slices of the windows of the scans at ``rows``, a plan for each scan."""
+    return [Plan(np.array([row]), np.arange(slices.widths[row])[None]) for row in rows if slices.widths[row]]
+
+
+def batch(slices: ScanSlices, what: Plan, device: torch.device) -> Batch:
+    """The planned slices, flattened scan by scan."""
+    blank = what.positions == BLANK
+    flat = np.where(blank, 0, slices.starts[what.rows, None] + what.positions)  # (n, n_samples)
+    targets = np.where(blank, 0, slices.labels[what.rows, None])  # a blank input is labelled 0 whatever the class
+    return Batch(
+        slices.gather(flat.ravel(), device),
+        torch.from_numpy(targets.ravel().astype(np.float32)).to(device, non_blocking=True),
+        torch.from_numpy(blank.ravel()).to(device, non_blocking=True),
+    )
+
+
+def batches(slices: ScanSlices, plans: Iterable[Plan], device: torch.device) -> Iterator[Batch]:
+    """The batches of the plans, made one ahead in a thread.
+
+    Not where the slices lie in the CPU's memory and are used there: the gathering takes next to no time, and torch's
+    workers for a second thread would take a quarter of the speed from those of the model.
     """
-
-    def __init__(self, strengths: Augmentation) -> None:
-        import kornia.augmentation as K  # a slow import, not needed for inference
-
-        s = strengths
-        self.steps: list[tuple[float, Any]] = [
-            (s.flip_p, K.RandomHorizontalFlip(p=1.0)),
-            # Reflection with aligned corners: beyond the edge the image is mirrored, as in the released library.
-            (
-                s.affine_p,
-                K.RandomAffine(
-                    s.rotate,
-                    (s.shift, s.shift),
-                    (1 - s.scale, 1 + s.scale),
-                    p=1.0,
-                    padding_mode="reflection",
-                    align_corners=True,
-                ),
-            ),
-            (s.value_p, K.RandomBrightness((1 - s.value / 255, 1 + s.value / 255), p=1.0)),
-            # order: contrast (1) first, then brightness (0)
-            (s.light_p, K.ColorJiggle(brightness=s.brightness, contrast=s.contrast, p=1.0, order=(1, 0))),
-            (s.holes_p, CoarseDropout(s.holes, s.hole_side)),
-        ]
-
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """(N, 1, S, S) uint8 -> (N, 1, S, S) float in [0, 1]."""
-        images = images.float().div_(255)
-        # Parts stay in a CPU's cache: at 384 pixels twice the speed of the whole batch; smaller ones cost in calls.
-        part_size = 32 if images.device.type == "cpu" else len(images)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            for probability, step in self.steps:
-                selected = (torch.rand(len(images)) < probability).nonzero().squeeze(1)
-                for part in selected.split(part_size):
-                    if len(part):
-                        index = part.to(images.device, non_blocking=True)
-                        images.index_copy_(0, index, step(images.index_select(0, index)))
-        return images
+    made = (batch(slices, what, device) for what in plans)
+    on_cpu = device.type == "cpu" and isinstance(slices.pixels, torch.Tensor)
+    return made if on_cpu else ahead(made)

@@ -1,7 +1,6 @@
 """The recipe and its released quirks, the loop, checkpoints that resume exactly, prediction."""
 
 import itertools
-import json
 import math
 import os
 import signal
@@ -15,12 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from e2d_lib.network import slices as batched
 from e2d_lib.network import training
-from e2d_lib.network.model import CheckpointError, ModelConfig, ModelError, build
+from e2d_lib.network.checkpoint import SELECTED, STATE, load, read_state
+from e2d_lib.network.model import ModelConfig, build
+from e2d_lib.network.recipe import Recipe, RecipeError
 from e2d_lib.network.slices import BLANK, ScanSlices
-from e2d_lib.network.training import SELECTED, STATE, Recipe, RecipeError, TrainingError, fit, load, predict
+from e2d_lib.network.training import TrainingError, fit, predict
 from tests.conftest import ROOT
 
 SMALL = ModelConfig("test_efficientnet", pretrained=False)
@@ -122,32 +124,32 @@ class TestRecipe:
 class TestEpoch:
     def test_ours_visits_each_scan_once(self):
         slices = toy(11)
-        steps = training.visits(slices, quick(), 1)
+        steps = batched.visits(slices, quick(), 1)
         assert [len(step) for step in steps] == [8, 3]
         assert sorted(np.concatenate(steps)) == list(range(11))
 
     def test_released_visits_a_scan_once_for_each_of_its_slices(self):
         slices = toy(4, widths=[10, 11, 12, 13])  # n_slices defaults to the width here
-        steps = training.visits(slices, quick(visits="slice_row", scans_per_step=1), 1)
+        steps = batched.visits(slices, quick(visits="slice_row", scans_per_step=1), 1)
         assert np.bincount(np.concatenate(steps)).tolist() == [10, 11, 12, 13]
 
     def test_drop_last(self):
-        assert [len(step) for step in training.visits(toy(11), quick(drop_last=True), 1)] == [8]
+        assert [len(step) for step in batched.visits(toy(11), quick(drop_last=True), 1)] == [8]
 
     def test_orders_differ_between_epochs_and_repeat(self):
-        first, again, second = (np.concatenate(training.visits(toy(), quick(), k)).tolist() for k in (1, 1, 2))
+        first, again, second = (np.concatenate(batched.visits(toy(), quick(), k)).tolist() for k in (1, 1, 2))
         assert first == again != second
 
     def test_drawn_anew_or_once(self):
         slices, rows = toy(widths=[30] * 16), np.arange(16)
         for recipe, same in ((quick(), False), (quick(redraw=False), True)):
-            one, two = (training.plan(slices, rows, recipe, "train", epoch).positions for epoch in (1, 2))
+            one, two = (batched.plan(slices, rows, recipe, "train", epoch).positions for epoch in (1, 2))
             assert np.array_equal(one, two) == same
 
     def test_a_draw_does_not_depend_on_the_other_scans(self):
         slices = toy()
-        alone = training.plan(slices.subset([5]), np.array([0]), quick(), "train", 1).positions[0]
-        together = training.plan(slices, np.arange(16), quick(), "train", 1).positions[5]
+        alone = batched.plan(slices.subset([5]), np.array([0]), quick(), "train", 1).positions[0]
+        together = batched.plan(slices, np.arange(16), quick(), "train", 1).positions[5]
         np.testing.assert_array_equal(alone, together)
 
 
@@ -155,8 +157,8 @@ class TestBatch:
     def test_released_short_scans_are_blank_and_labelled_zero(self):
         slices = toy(3, labels=[1, 1, 1], widths=[8, 9, 20])  # all positive
         recipe = quick(short_scans="blank_zero", sampler="released")
-        plan = training.plan(slices, np.arange(3), recipe, "train")
-        now = training.batch(slices, plan, torch.device("cpu"))
+        plan = batched.plan(slices, np.arange(3), recipe, "train")
+        now = batched.batch(slices, plan, torch.device("cpu"))
         assert now.pixels.shape == (24, 1, SIZE, SIZE)
         blank, targets = now.blank.view(3, 8), now.targets.view(3, 8)
         assert blank[0].all() and not targets[0].any()
@@ -165,40 +167,32 @@ class TestBatch:
 
     def test_ours_repeats_slices_and_keeps_the_label(self):
         slices = toy(1, labels=[1], widths=[3])
-        now = training.batch(slices, training.plan(slices, np.array([0]), quick(), "train"), torch.device("cpu"))
+        now = batched.batch(slices, batched.plan(slices, np.array([0]), quick(), "train"), torch.device("cpu"))
         assert now.targets.eq(1).all() and not now.blank.any()
         assert len({image.numpy().tobytes() for image in now.pixels}) == 3
 
     def test_pixels_are_the_planned_slices(self):
         slices = toy(4)
-        plan = training.plan(slices, np.array([2, 0]), quick(), "train")
-        now = training.batch(slices, plan, torch.device("cpu"))
+        plan = batched.plan(slices, np.array([2, 0]), quick(), "train")
+        now = batched.batch(slices, plan, torch.device("cpu"))
         want = [
             slices.pixels[slices.starts[row] + k] for row, ks in zip([2, 0], plan.positions, strict=True) for k in ks
         ]
         assert torch.equal(now.pixels[:, 0], torch.stack(want))
-
-    def test_the_shares_of_all_processes_are_the_batch(self):
-        slices = toy(3)
-        plan = training.plan(slices, np.arange(3), quick(), "train")
-        whole = training.batch(slices, plan, torch.device("cpu"))
-        parts = [training.batch(slices, plan, torch.device("cpu"), rank=k, world=5) for k in range(5)]
-        for part, all_of_it in zip(zip(*parts, strict=True), whole, strict=True):
-            assert torch.equal(torch.cat(part), all_of_it)
 
     @pytest.mark.parametrize("resident", [True, False])
     def test_a_thread_works_ahead_only_where_it_helps(self, resident):
         slices = toy(3)
         if not resident:
             slices = mapped(slices)
-        plans = [training.plan(slices, np.array([row]), quick(), "train") for row in range(3)]
+        plans = [batched.plan(slices, np.array([row]), quick(), "train") for row in range(3)]
         before = threading.active_count()
-        coming = training.batches(slices, plans, torch.device("cpu"))
+        coming = batched.batches(slices, plans, torch.device("cpu"))
         first = next(coming)
         assert threading.active_count() - before == (0 if resident else 1)
         everything = [first, *coming]
         assert torch.equal(torch.cat([now.pixels for now in everything]), torch.cat([
-            training.batch(toy(3), plan, torch.device("cpu")).pixels for plan in plans
+            batched.batch(toy(3), plan, torch.device("cpu")).pixels for plan in plans
         ]))  # fmt: skip
 
 
@@ -394,63 +388,8 @@ class TestErrors:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("trained"), epochs=1)
-
-
-@pytest.fixture(scope="module")
 def net():
     return build(SMALL, seed=3).eval()
-
-
-class TestCheckpoint:
-    def test_load_gives_the_network_and_its_recipe(self, trained):
-        net, recipe = load(trained.path)
-        assert recipe == trained.recipe
-        assert net.config == trained.model.config and net.config.size == SIZE
-        assert not net.training
-        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trained.model.parameters(), strict=True))
-
-    def test_missing_file(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"no checkpoint .*nothing.safetensors"):
-            load(tmp_path / "nothing.safetensors")
-
-    def test_not_safetensors(self, tmp_path):
-        (tmp_path / "a.safetensors").write_bytes(b"\0" * 100)
-        with pytest.raises(CheckpointError, match="is no safetensors file"):
-            load(tmp_path / "a.safetensors")
-
-    def test_somebody_elses(self, tmp_path):
-        save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-        with pytest.raises(CheckpointError, match="is no E2D checkpoint"):
-            load(tmp_path / "other.safetensors")
-
-    def test_weights_that_do_not_fit(self, trained, tmp_path):
-        weights, about = training._read(trained.path)
-        weights["logit.weight"] = torch.zeros(1, 99)
-        del weights["hidden.bias"]
-        training._write(tmp_path / "odd.safetensors", weights, about)
-        with pytest.raises(CheckpointError, match=r"2 weights differ, first \['hidden.bias', 'logit.weight'\]"):
-            load(tmp_path / "odd.safetensors")
-
-    def test_a_setting_this_version_does_not_know(self, trained, tmp_path):
-        weights, about = training._read(trained.path)
-        about["recipe"]["mixup"] = 0.1
-        training._write(tmp_path / "new.safetensors", weights, about)
-        with pytest.raises(CheckpointError, match=r"written by another version.*mixup"):
-            load(tmp_path / "new.safetensors")
-
-    def test_slices_of_another_size(self, trained):
-        with pytest.raises(ModelError, match=r"side 32, got \(48, 48\): preprocess with size=32"):
-            predict(trained.path, toy(2, size=48))
-
-    def test_no_pickle_anywhere(self, trained):
-        names = sorted(path.name for path in trained.path.parent.iterdir())
-        assert names == [SELECTED, STATE]
-        for name in names:
-            raw = (trained.path.parent / name).read_bytes()
-            header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-            assert header["__metadata__"]["format"] == training.FORMAT
 
 
 class TestPredict:
@@ -518,7 +457,6 @@ class TestResume:
         settings = {"epochs": 3, "ema": 0.9}
         script = f"""
             import os, signal
-            from e2d_lib import io
             from e2d_lib.network import training
             from tests.network.test_training import run
 
@@ -534,17 +472,17 @@ class TestResume:
                     return train(self, *args)
                 training.Augment.__call__ = step
             else:
-                kept, write = [], training._write
-                def second(path, *args):
+                kept, write = [], training.write_state
+                def second(path, state):
                     kept.append(path.name)
-                    if kept.count(training.STATE) == 2:  # the second epoch's weights are written, its state is not
+                    if len(kept) == 2:  # the second epoch's weights are written, its state is not
                         kill()
-                    write(path, *args)
-                training._write = second
+                    write(path, state)
+                training.write_state = second
             run({str(tmp_path / "killed")!r}, **{settings!r})
         """
         assert python("-c", textwrap.dedent(script)).returncode == -signal.SIGKILL
-        _, state = training._read(tmp_path / "killed" / STATE)
+        state = read_state(tmp_path / "killed" / STATE)
         assert len(state["history"]) == 1
         # Fresh processes, as a rerun is one: libraries that other tests load may change the last bits of sums here.
         for name in ("killed", "straight"):
@@ -554,26 +492,3 @@ class TestResume:
         resumed, undisturbed = run(tmp_path / "killed", **settings), run(tmp_path / "straight", **settings)  # read back
         pd.testing.assert_frame_equal(resumed.history, undisturbed.history, check_exact=True)
         pd.testing.assert_frame_equal(resumed.predictions, undisturbed.predictions, check_exact=True)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    # A backbone without batch statistics, no drop path and no augmentation: then it does not matter who sees what.
-    options = {"backbone": "test_efficientnet_ln", "pretrained": False, "drop_path": 0}
-    settings = {"augment": False, "epochs": 2, "scans_per_step": 5, "device": "cpu"}
-    script = f"""
-        from e2d_lib.network.model import ModelConfig
-        from e2d_lib.network.training import fit
-        from tests.network.test_training import quick, toy
-        config, recipe = ModelConfig(**{options!r}), quick(**{settings!r})
-        fit(toy(), toy(7, seed=1), model=config, recipe=recipe, out_dir={str(tmp_path / "two")!r})
-    """
-    (tmp_path / "train.py").write_text(textwrap.dedent(script))
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "train.py")]
-    python(*launcher).check_returncode()
-    config = ModelConfig(**options)
-    one = fit(toy(), toy(7, seed=1), model=config, recipe=quick(**settings), out_dir=tmp_path / "one")
-    _, state = training._read(tmp_path / "two" / STATE)
-    assert state["machine"] == {"processes": 2}
-    two = pd.DataFrame(state["history"])[list(one.history.columns)]
-    pd.testing.assert_frame_equal(two, one.history, rtol=1e-4, atol=1e-5)
