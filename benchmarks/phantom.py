@@ -136,12 +136,12 @@ def difficulty(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds:
             places = {"cache": folder / "cache", "runs": folder / "runs"}
             result = ablation.run(setting.but(few_shot=share), scans, **places, seeds=[seed], n_jobs=arguments.jobs)
-            labels, scores = result.scores["label"], result.scores["probability"]
-            auc = metrics.evaluate(labels, scores, rng=np.random.default_rng(0)).set_index("metric").loc["roc_auc"]
+            scored = result.scores.drop(columns="draw")
+            auc = metrics.pooled(scored, rng=np.random.default_rng(0)).set_index("metric").loc["roc_auc"]
             n = result.runs["train"].iloc[0]
             print(
                 f"  {share:4.0%} ({n} scans), seed {seed}: AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f}) "
-                f"on {len(labels)} scans",
+                f"on {len(scored)} scans",
                 flush=True,
             )
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
-
+from e2d_lib import bootstrap
 from e2d_lib.audit.fits import score_fits
 from e2d_lib.method import curves, kds, reduction, ssfl
 from e2d_lib.method.preprocess import Preprocessed
@@ -24,7 +23,6 @@ N_SAMPLES = 8
 DRAWS, DRAWN_SCANS = 20, 200
 """Monte Carlo: draws from each window, and windows drawn from (a random choice where there are more)."""
 EPOCHS = 24
-N_BOOT = 2000
 
 
 class Effect(NamedTuple):
@@ -153,15 +151,12 @@ def share_of(metric: str, successes: int, n: int) -> Effect:
     """A share of n, with Clopper-Pearson's 95 % interval."""
     if n == 0:
         return Effect(metric, math.nan, unit="share")
-    interval = binomtest(int(successes), int(n)).proportion_ci(0.95, method="exact")
-    return Effect(metric, successes / n, float(interval.low), float(interval.high), int(n), "share")
+    low, high = bootstrap.clopper_pearson(int(successes), int(n))
+    return Effect(metric, successes / n, low, high, int(n), "share")
 
 
 def mean_of(metric: str, values: Sequence[float], rng: np.random.Generator, unit: str = "") -> Effect:
-    """A mean over scans, with the 95 % percentile interval of ``N_BOOT`` resamples of scans."""
+    """A mean over scans, with the 95 % percentile interval of 2,000 resamples of scans."""
     values = np.asarray(values, dtype=float)
-    if values.size < 2:
-        return Effect(metric, float(values.mean()) if values.size else math.nan, n=values.size, unit=unit)
-    counts = rng.multinomial(values.size, np.full(values.size, 1 / values.size), size=N_BOOT)
-    low, high = np.quantile(counts @ values / values.size, [0.025, 0.975])
-    return Effect(metric, float(values.mean()), float(low), float(high), values.size, unit)
+    mean = float(values.mean()) if values.size else math.nan
+    return Effect(metric, mean, *bootstrap.mean_interval(values, rng), values.size, unit)

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib import io, words
-from e2d_lib.evaluation import metrics
+from e2d_lib.evaluation import comparison, metrics
 from e2d_lib.method import preprocess
 from e2d_lib.network import experiments, training
 from e2d_lib.network.model import ModelConfig
+from e2d_lib.network.scores import scan_scores
 from e2d_lib.network.slices import ScanSlices
 
 SSFL: dict[str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ class Setting:
 
     ssfl: "both", "spatial", "slice" or "off". preprocessing: parameters of `preprocess.Params`. few_shot: share of the
     training scans, in (0, 1]. backbone, pretrained: of `model.ModelConfig`. variant: the recipe's preset. recipe:
-    settings of `training.Recipe` over the preset. aggregation: how slices make a scan's score (`metrics.scan_scores`).
+    settings of `training.Recipe` over the preset. aggregation: how slices make a scan's score (`scores.scan_scores`).
 
     >>> Setting(ssfl="off").params.crop
     False
@@ -135,7 +136,7 @@ def run(
             ],
             ignore_index=True,
         )
-    scores = metrics.scan_scores(predictions, how=setting.aggregation, by=["seed", "fold", "draw", "scan_id"])
+    scores = scan_scores(predictions, how=setting.aggregation, by=["seed", "fold", "draw", "scan_id"])
     label = cohort.set_index("scan_id")["label"].astype(int)  # a blank scan's label is not the 0 it trained with
     scores["label"] = scores["scan_id"].map(label)
     return Result(asdict(setting), scores[["seed", "fold", "draw", "scan_id", "label", "probability"]], outcome.runs)
@@ -276,6 +277,6 @@ def _paired(one: pd.DataFrame, other: pd.DataFrame, *, rng: np.random.Generator,
     both = tables[0].index.intersection(tables[1].index).sort_values()
     a, b = (table.loc[both].reset_index("label", drop=True) for table in tables)
     labels = pd.Series(both.get_level_values("label"), index=a.index)
-    table = metrics.compare(labels, a, b, rng=rng, n_boot=n_boot)
+    table = comparison.compare(labels, a, b, rng=rng, n_boot=n_boot)
     table = table.rename(columns={"low": "difference_low", "high": "difference_high"}).set_index("metric")
     return table[["difference", "difference_low", "difference_high", "p_value"]]

@@ -14,7 +14,6 @@ From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` ar
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
@@ -22,6 +21,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
+from e2d_lib import bootstrap
+from e2d_lib.evaluation import metrics
 from e2d_lib.method import kds
 from e2d_lib.method.ssfl import checked_areas
 
@@ -53,8 +54,6 @@ EXACT = tuple(name for name in MEASURES if name not in ESTIMATED)
 METHODS = (*get_args(kds.Method), "spaced")
 WITHOUT_INTERVALS = ("random", "spaced")
 SETTING = ["method", "n_samples", "n_intervals"]
-LESIONS = ("ggo", "consolidation")
-"""The findings of COVID-19 in a phantom's masks; the others look like them and are in negative scans too."""
 
 
 class SamplingError(ValueError):
@@ -287,7 +286,7 @@ def quality(
     """How well each sampler's draws stand for each window: one row a scan and setting, scan by scan.
 
     windows: scan_id -> (n,) lung areas inside the window, pixels, n >= 1 (`windows`). settings: as of `settings`.
-    lesions: scan_id -> (n,) bool, whether a slice of the window bears a lesion (`window_lesions`); scans that are
+    lesions: scan_id -> (n,) bool, whether a slice of the window bears a lesion (`lesions.of_windows`); scans that are
     missing are unknown. variant: of `kds.sample`. redraws: draws that the measures in `ESTIMATED` are the mean of.
 
     Columns scan_id, method, n_samples, n_intervals (<NA> for methods without), window (n), and:
@@ -327,7 +326,7 @@ def quality(
         if bearing.shape != (n,):
             raise SamplingError(
                 f"lesions of scan {scan_id!r} have shape {bearing.shape}, its window {n} slices; "
-                "cut them with window_lesions"
+                "cut them with phantom.lesions.of_windows"
             )
         window, largest = _Window.of(areas), areas == areas.max()
         sd = float(window.areas.std()) or 1.0
@@ -378,7 +377,7 @@ def summary(
     quality: of `quality`. low, high: percentile interval of n_boot bootstrap samples of the scans, NaN of fewer than
     two scans. n: scans that have the measure; a measure that no scan has is left out.
     """
-    boot = _bootstrap(rng, n_boot, level)
+    boot = _intervals(rng, n_boot, level)
     rows = []
     for key, part in quality.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
@@ -412,8 +411,6 @@ def paired(
     """
     from scipy.stats import wilcoxon
 
-    from e2d_lib.evaluation import metrics
-
     base, others = (quality[(quality["method"] == baseline) == own] for own in (True, False))
     if base.empty or others.empty:
         found = ", ".join(map(repr, quality["method"].unique()))
@@ -422,7 +419,7 @@ def paired(
     own, theirs = both["n_intervals"], both["n_intervals_base"]
     both = both[own.isna() | theirs.isna() | own.eq(theirs).fillna(False)]
     both = both.assign(n_intervals=both["n_intervals"].fillna(both["n_intervals_base"]))
-    boot = _bootstrap(rng, n_boot, level)
+    boot = _intervals(rng, n_boot, level)
     rows = []
     for key, part in both.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
@@ -440,22 +437,20 @@ def paired(
     return table
 
 
-def _bootstrap(
+def _intervals(
     rng: np.random.Generator, n_boot: int, level: float
 ) -> Callable[[NDArray[np.float64]], tuple[float, float]]:
     """values (n,) -> percentile interval of their mean; the same resamples for all values of one length."""
-    if not 0 < level < 1:
-        raise SamplingError(f"level must lie in (0, 1), not {level!r}")
-    weights: dict[int, NDArray[np.float64]] = {}
+    bootstrap.require_level(level)
+    drawn: dict[int, NDArray[np.float64]] = {}
 
     def interval(values: NDArray[np.float64]) -> tuple[float, float]:
         n = len(values)
         if n < 2:
             return np.nan, np.nan
-        if n not in weights:
-            weights[n] = rng.multinomial(n, np.full(n, 1 / n), size=n_boot) / n  # (n_boot, n)
-        low, high = np.quantile(weights[n] @ values, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        if n not in drawn:
+            drawn[n] = np.concatenate(list(bootstrap.counts(rng, n_boot, n))) / n  # (n_boot, n)
+        return bootstrap.percentiles(drawn[n] @ values, level)
 
     return interval
 
@@ -472,63 +467,6 @@ def windows(done: "Preprocessed", scan_ids: Iterable[str] | None = None) -> dict
     usable = set(scans["scan_id"])
     asked = scans["scan_id"] if scan_ids is None else scan_ids
     return {scan_id: done.areas(scan_id) for scan_id in asked if scan_id in usable}
-
-
-def lesion_slices(
-    data_root: str | Path,
-    scan_ids: Iterable[str],
-    *,
-    findings: Sequence[str] = LESIONS,
-    least: float = 0.0,
-) -> dict[str, NDArray[np.bool_]]:
-    """scan_id -> (slices of the scan,) bool, in the reader's order: where a phantom's masks show a lesion.
-
-    data_root: as given to `phantom.write`. findings: names in `patient.LABELS`. least: share of the slice's lung that
-    the lesions must exceed, in [0, 1); by default one pixel is enough. Scans without a mask, as all of real data, are
-    left out. Raises SamplingError for an unknown finding, or a share outside [0, 1).
-    """
-    from e2d_lib.phantom.patient import LABELS
-
-    if unknown := set(findings) - set(LABELS):
-        raise SamplingError(f"no finding {sorted(unknown)} in a phantom's masks; choose among {', '.join(LABELS)}")
-    if not 0 <= least < 1:
-        raise SamplingError(f"least is a share of the lung in [0, 1), not {least!r}")
-    wanted = np.zeros(max(LABELS.values()) + 1, bool)
-    wanted[[LABELS[name] for name in findings]] = True
-    found = {}
-    for scan_id in scan_ids:
-        path = Path(data_root) / "truth" / "masks" / f"{scan_id.replace('/', '__')}.npz"
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as file:
-                mask = file["mask"]
-            lesion, lung = wanted[mask].sum(axis=(1, 2)), np.count_nonzero(mask, axis=(1, 2))
-            found[scan_id] = lesion > least * lung
-    return found
-
-
-def window_lesions(done: "Preprocessed", lesions: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.bool_]]:
-    """`lesion_slices` of whole scans, cut to the windows of the preprocessed ones: scan_id -> (n,) bool.
-
-    Where slices could not be read, those left are found by their names, which a phantom numbers; scans where that
-    cannot be done are left out, as are those without a window. Raises SamplingError for another view than the axial.
-    """
-    if done.params.view != "axial":
-        raise SamplingError(f"the masks are of axial slices, the windows of {done.params.view} ones")
-    scans = done.scans.set_index("scan_id")
-    names = dict(iter(done.slices.groupby("scan_id", sort=False)["name"]))
-    cut = {}
-    for scan_id in windows(done, lesions):
-        whole = np.asarray(lesions[scan_id], dtype=bool)
-        scan = scans.loc[scan_id]
-        if scan["n_slices"] == len(whole):
-            left = np.arange(len(whole))
-        else:
-            stems = [Path(name).stem for name in names[scan_id]]
-            if not all(stem.isdecimal() and int(stem) < len(whole) for stem in stems):
-                continue
-            left = np.array([int(stem) for stem in stems])
-        cut[scan_id] = whole[left[scan["start"] : scan["stop"]]]
-    return cut
 
 
 HIGHER_IS_BETTER = ("lesion", "largest_area")

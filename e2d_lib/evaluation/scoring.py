@@ -11,10 +11,12 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
-from e2d_lib.evaluation import metrics
+from e2d_lib.evaluation import comparison, metrics
+from e2d_lib.network.scores import Aggregation
+from e2d_lib.network.scores import scan_scores as slice_scores
 
 RUN = ["fraction", "seed", "fold"]
-AGGREGATIONS = get_args(metrics.Aggregation)
+AGGREGATIONS = get_args(Aggregation)
 AT_A_CUT = ("macro_f1", "sensitivity", "specificity", "accuracy")
 """The metrics that depend on the threshold."""
 CHOSEN = "chosen"
@@ -27,7 +29,7 @@ class EvaluationError(ValueError):
 # Scores and thresholds ---------------------------------------------------------------------------------------------
 
 
-def thresholds(predictions: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3) -> pd.DataFrame:
+def thresholds(predictions: pd.DataFrame, *, how: Aggregation = "mean", k: int = 3) -> pd.DataFrame:
     """The threshold that each run's training folds choose: fraction, seed, fold, threshold, scans, positives, reason.
 
     ``predictions``: chapter 4's slices. Only their part "inner" is looked at, the scans held out of the run's training
@@ -40,7 +42,7 @@ def thresholds(predictions: pd.DataFrame, *, how: metrics.Aggregation = "mean", 
         inner = run[run["part"] == "inner"]
         threshold, scans, positives, reason = np.nan, 0, 0, "no scans held out of the training folds"
         if len(inner):
-            scans = metrics.scan_scores(inner, how=how, k=k)
+            scans = slice_scores(inner, how=how, k=k)
             positives = int(scans["label"].sum())
             reason = "" if 0 < positives < len(scans) else "one class only among the scans held out"
             threshold = np.nan if reason else metrics.best_threshold(scans["label"], scans["probability"])
@@ -50,11 +52,11 @@ def thresholds(predictions: pd.DataFrame, *, how: metrics.Aggregation = "mean", 
 
 
 def scan_scores(
-    predictions: pd.DataFrame, cohort: pd.DataFrame, *, how: metrics.Aggregation = "mean", k: int = 3
+    predictions: pd.DataFrame, cohort: pd.DataFrame, *, how: Aggregation = "mean", k: int = 3
 ) -> pd.DataFrame:
     """The table of scan scores (see the module) of the reported folds, with each run's ``chosen`` threshold."""
     valid = predictions[predictions["part"] == "valid"]
-    scores = metrics.scan_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
+    scores = slice_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
     cuts = thresholds(predictions, how=how, k=k).rename(columns={"threshold": CHOSEN})
     return scores.merge(cohort[["scan_id", "source"]], on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
 
@@ -152,7 +154,7 @@ def aggregations(
 def paired(
     a: pd.DataFrame, b: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
 ) -> pd.DataFrame:
-    """`metrics.compare` of two tables of scan scores (b less a), means over their seeds, after a column ``at``.
+    """`comparison.compare` of two tables of scan scores (b less a), means over their seeds, after a column ``at``.
 
     DeLong for AUC, exact McNemar for the decisions (of one seed), paired bootstrap for the rest; all but AUC also at
     the chosen thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
@@ -169,11 +171,13 @@ def paired(
     if (other := labels_a != labels_b).any():
         raise EvaluationError(f"two runs of other labels: {scans_a[other][0]} is {labels_a[other][0]} in the first")
     scores = labels_a, *(table["probability"].to_numpy() for table in by_seed)
-    tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot)
+    tests = comparison.compare(
+        *scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot
+    )
     tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
     if has_chosen(a) and has_chosen(b):
         cuts = tuple(table[CHOSEN].to_numpy() for table in by_seed)
-        tests = metrics.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, n_boot=n_boot)
+        tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, n_boot=n_boot)
         tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
     return _first(["at"], pd.concat(tables, ignore_index=True))
 

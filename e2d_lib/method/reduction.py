@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from e2d_lib import bootstrap
+
 DECIMALS = {
     "area_before_k": 2,
     "area_after_k": 2,
@@ -38,9 +40,6 @@ OUTPUTS = (
     "length_delta_mean_of_ratios",
 )
 """Columns of the saved outputs, after ``group``."""
-
-BLOCK = 4_000_000
-"""Resamples are drawn in blocks of at most this many counts, so that memory stays flat for any cohort."""
 
 
 def slice_reduction(slices: pd.DataFrame) -> pd.DataFrame:
@@ -140,8 +139,8 @@ def reduction_table(
     members = {key: sums.loc[part["scan_id"]].to_numpy() for key, part in strata}
     resampled = {}
     if ci and rounding is None:
-        resampled = {key: _resample(values, rng, n_boot) for key, values in members.items()}
-    tails = [(1 - level) / 2, (1 + level) / 2]
+        drawn = {key: bootstrap.counts(rng, n_boot, len(v), strata=np.zeros(len(v))) for key, v in members.items()}
+        resampled = {key: np.concatenate([n @ members[key] for n in blocks]) for key, blocks in drawn.items()}
 
     table = []
     for name, keys in _rows(list(members)).items():
@@ -158,8 +157,8 @@ def reduction_table(
             enough = sum(len(members[key]) for key in keys) > 1
             for column in DELTAS:
                 values = replicates[column][~np.isnan(replicates[column])]
-                low, high = np.quantile(values, tails) if enough and values.size else (np.nan, np.nan)
-                row |= {f"{column}_low": float(low), f"{column}_high": float(high)}
+                low, high = bootstrap.percentiles(values, level) if enough and values.size else (np.nan, np.nan)
+                row |= {f"{column}_low": low, f"{column}_high": high}
         table.append(row)
     return pd.DataFrame(table)
 
@@ -276,18 +275,6 @@ def _statistics(sums: np.ndarray) -> dict:
     with np.errstate(invalid="ignore", divide="ignore"):
         areas, lengths = (area0 / n, area1 / n, ratio / n), (length0 / scans, length1 / scans, length_ratio / scans)
         return {**_printed(*areas, *lengths), "total_delta": total / scans}
-
-
-def _resample(values: np.ndarray, rng: np.random.Generator, n_boot: int) -> np.ndarray:
-    """(scans, 9) -> (n_boot, 9): sums over as many scans, drawn with replacement."""
-    n = len(values)
-    step = max(1, BLOCK // n)
-    parts = []
-    for start in range(0, n_boot, step):
-        size = min(step, n_boot - start)
-        drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
-        parts.append(np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n) @ values)
-    return np.concatenate(parts)
 
 
 def _rows(strata: list[tuple[str, int]]) -> dict[str, list[tuple[str, int]]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from e2d_lib import io
-from e2d_lib.evaluation import metrics
 from e2d_lib.method import preprocess
 from e2d_lib.network import training
 from e2d_lib.network.model import CheckpointError
+from e2d_lib.network.scores import scan_scores
 from e2d_lib.network.slices import DatasetError, ScanSlices
 from e2d_lib.scans.cohort import read_cohort
 
@@ -98,4 +98,4 @@ def _scores(checkpoint: str | Path, slices: ScanSlices, aggregation: str, draws:
     if net.config.size is not None and net.config.size != slices.size:
         raise DatasetError(f"{checkpoint} takes slices of {net.config.size} pixels, these have {slices.size}")
     predictions = training.predict(net, slices, recipe=recipe, draws=draws, device=device).drop(columns="label")
-    return metrics.scan_scores(predictions, how=aggregation).set_index("scan_id")["probability"]
+    return scan_scores(predictions, how=aggregation).set_index("scan_id")["probability"]

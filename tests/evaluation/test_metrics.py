@@ -9,104 +9,34 @@ import pytest
 from scipy.stats import binom, norm
 from sklearn import metrics as sk
 
+from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
 
 # Ten scans worked by hand below: one positive missed, two negatives called, a tie across classes at 0.6.
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+AT_A_CUT = {"sensitivity", "specificity", "accuracy"}
 SCORES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.6, 0.4, 0.2, 0.1, 0.0])
 
 
-def _scans(rng, n=80, *, shift=0.25, decimals=2):
+def scans(rng, n=80, *, shift=0.25, decimals=2):
     """Labels and overlapping scores with ties."""
     labels = (np.arange(n) % 3 == 0).astype(int)
     return labels, np.clip(rng.uniform(0, 0.75, n) + shift * labels, 0, 1).round(decimals)
 
 
-def _row(table, metric):
+def row_of(table, metric):
     return table.set_index("metric").loc[metric]
 
 
-class TestScanScores:
-    SLICES = pd.DataFrame(
-        {
-            "scan_id": ["b", "a", "a", "a", "a"],
-            "probability": [0.5, 0.1, 0.2, 0.6, 0.9],
-            "label": [0, 1, 1, 1, 1],
-        }
-    )
-
-    @pytest.mark.parametrize(
-        ("how", "expected"),
-        [
-            ("mean", 0.45),
-            ("median", 0.4),
-            ("max", 0.9),
-            ("topk", 1.7 / 3),
-            # odds 1/9 · 1/4 · 3/2 · 9 = 3/8; fourth root; odds back to a probability
-            ("logodds", (3 / 8) ** 0.25 / (1 + (3 / 8) ** 0.25)),
-        ],
-    )
-    def test_hand_worked(self, how, expected):
-        scores = metrics.scan_scores(self.SLICES, how=how)
-        assert scores.scan_id.tolist() == ["a", "b"]
-        np.testing.assert_allclose(scores.probability, [expected, 0.5], rtol=1e-12)
-        assert scores.n_slices.tolist() == [4, 1]
-        assert scores.label.tolist() == [1, 0]
-
-    @pytest.mark.parametrize("how", ["mean", "median", "max", "topk", "logodds"])
-    def test_order_of_slices_does_not_matter(self, how, rng):
-        slices = pd.DataFrame({"scan_id": rng.integers(0, 9, 100).astype(str), "probability": rng.random(100)})
-        shuffled = slices.sample(frac=1, random_state=1)
-        one, other = metrics.scan_scores(slices, how=how), metrics.scan_scores(shuffled, how=how)
-        pd.testing.assert_frame_equal(one, other, rtol=1e-12)
-
-    def test_logits_give_what_their_sigmoids_give(self):
-        logits = np.log(self.SLICES.probability / (1 - self.SLICES.probability))
-        given = self.SLICES.drop(columns="probability").assign(logit=logits)
-        for how in ("mean", "logodds"):
-            np.testing.assert_allclose(
-                metrics.scan_scores(given, how=how).probability,
-                metrics.scan_scores(self.SLICES, how=how).probability,
-                rtol=1e-12,
-            )
-
-    def test_large_logits_are_not_cut_off(self):
-        slices = pd.DataFrame({"scan_id": "a", "logit": [40.0, -38.0]})
-        assert metrics.scan_scores(slices, how="logodds").probability[0] == pytest.approx(1 / (1 + math.exp(-1)))
-
-    def test_certain_probabilities_stay_finite(self):
-        slices = pd.DataFrame({"scan_id": "a", "probability": [0.0, 1.0]})
-        assert metrics.scan_scores(slices, how="logodds").probability[0] == pytest.approx(0.5)
-
-    def test_scores_by_seed(self):
-        slices = pd.concat([self.SLICES.assign(seed=0), self.SLICES.assign(seed=1, probability=0.25)])
-        scores = metrics.scan_scores(slices, by=("seed", "scan_id"))
-        assert scores[["seed", "scan_id", "n_slices"]].to_numpy().tolist() == [
-            [0, "a", 4],
-            [0, "b", 1],
-            [1, "a", 4],
-            [1, "b", 1],
-        ]
-
-    @pytest.mark.parametrize(
-        ("change", "options", "message"),
-        [
-            ({"probability": [0.5, np.nan, 0.2, 0.6, 0.9]}, {}, "1 of 5 probabilities are NaN"),
-            ({"probability": [0.5, 1.2, 0.2, 0.6, -1]}, {}, "2 of 5 probabilities"),
-            ({"label": [0, 1, 0, 1, 1]}, {}, "label differs between slices of a"),
-            ({"scan_id": ["b", None, "a", "a", "a"]}, {}, "empty values"),
-            ({}, {"how": "mode"}, "how='mode'"),
-            ({}, {"how": "topk", "k": 0}, "k=0"),
-            ({}, {"by": ("seed",)}, "lack the columns"),
-        ],
-    )
-    def test_bad_input(self, change, options, message):
-        with pytest.raises(ValueError, match=message):
-            metrics.scan_scores(self.SLICES.assign(**change), **options)
-
-    def test_no_scores(self):
-        with pytest.raises(ValueError, match="probability or logit"):
-            metrics.scan_scores(self.SLICES[["scan_id"]])
+def evaluate(labels, scores, **options):
+    """`metrics.pooled` of one run: its first columns."""
+    table = pd.DataFrame({"label": labels, "probability": scores}).assign(fold=1)
+    table["scan_id"] = [f"{i:06d}" for i in range(len(table))]
+    for name in ("weights", "groups"):
+        if name in options:
+            table[name] = options[name]
+            options[name] = name
+    return metrics.pooled(table, **options)[["metric", "value", "low", "high", "n", "method", "reason"]]
 
 
 class TestPointMetrics:
@@ -141,7 +71,7 @@ class TestPointMetrics:
         assert (m["sensitivity"], m["specificity"]) == (0, 0)
 
     def test_weights_repeat_scans(self, rng):
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         counts = rng.integers(1, 6, len(labels))
         weighted = metrics.point_metrics(labels, scores, weights=counts)
         repeated = metrics.point_metrics(np.repeat(labels, counts), np.repeat(scores, counts))
@@ -149,7 +79,7 @@ class TestPointMetrics:
         assert weighted != pytest.approx(metrics.point_metrics(labels, scores), rel=1e-3)
 
     def test_weight_zero_leaves_out(self, rng):
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         weights = np.arange(len(labels)) % 2
         kept = weights == 1
         assert metrics.point_metrics(labels, scores, weights=weights) == pytest.approx(
@@ -157,7 +87,7 @@ class TestPointMetrics:
         )
 
     def test_order_of_scans_does_not_matter(self, rng):
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         order = rng.permutation(len(labels))
         assert metrics.point_metrics(labels[order], scores[order]) == pytest.approx(
             metrics.point_metrics(labels, scores), rel=1e-12
@@ -165,7 +95,7 @@ class TestPointMetrics:
 
     def test_swapped_classes(self, rng):
         """Negating labels and scores swaps sensitivity and specificity and keeps what treats classes alike."""
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         scores = scores + 0.001  # none at the threshold, nor at 1 - threshold
         one, other = metrics.point_metrics(labels, scores), metrics.point_metrics(1 - labels, 1 - scores)
         assert (one["sensitivity"], one["specificity"]) == (other["specificity"], other["sensitivity"])
@@ -209,7 +139,7 @@ class TestBestThreshold:
     @pytest.mark.parametrize("metric", ["macro_f1", "youden", "accuracy"])
     @pytest.mark.parametrize("weighted", [False, True])
     def test_no_other_cut_is_better(self, metric, weighted, rng):
-        labels, scores = _scans(rng, 40, decimals=1)
+        labels, scores = scans(rng, 40, decimals=1)
         weights = rng.integers(1, 5, 40) if weighted else None
 
         def value(cut):
@@ -250,8 +180,8 @@ class TestReplicates:
     """The vectorised kernel behind the bootstrap."""
 
     def test_equals_scikit_learn_for_every_weighting(self, rng):
-        labels, scores = _scans(rng, 50, decimals=1)
-        data = metrics._checked(labels, scores, 0.5, None)
+        labels, scores = scans(rng, 50, decimals=1)
+        data = metrics.checked(labels, scores, 0.5, None)
         weights = rng.integers(0, 4, (30, 50)).astype(float)
         weights[:, :4] += 1  # both classes
         many = metrics._weighted_metrics(data, weights, 10, metrics.METRICS)
@@ -259,29 +189,21 @@ class TestReplicates:
             single = metrics.point_metrics(labels, scores, weights=w)
             assert {name: values[i] for name, values in many.items()} == pytest.approx(single, rel=1e-10)
 
-    def test_draws_keep_class_sizes(self, rng):
-        labels = np.array([0, 1, 1, 0, 1])
-        counts = metrics._draw_counts(labels, rng, 400)
-        np.testing.assert_array_equal(counts[:, labels == 1].sum(axis=1), 3)
-        np.testing.assert_array_equal(counts[:, labels == 0].sum(axis=1), 2)
-        # each of 3 scans is drawn 3 times at chance 1/3: mean 1, variance 2/3; 5 standard errors of 400 draws
-        assert np.abs(counts[:, labels == 1].mean(axis=0) - 1).max() < 5 * math.sqrt(2 / 3 / 400)
-
     def test_blocks_do_not_change_the_law(self, rng, monkeypatch):
         """Small blocks give n_boot replicates too, with the same spread."""
-        labels, scores = _scans(rng)
-        data = metrics._checked(labels, scores, 0.5, None)
-        whole = metrics._replicates([data], np.random.default_rng(1), 1500, 10, only=["brier"])["brier"]
-        monkeypatch.setattr(metrics, "BLOCK", 700)
-        parts = metrics._replicates([data], np.random.default_rng(2), 1500, 10, only=["brier"])["brier"]
+        labels, scores = scans(rng)
+        data = metrics.checked(labels, scores, 0.5, None)
+        whole = metrics.replicates([data], np.random.default_rng(1), 1500, 10, only=["brier"])["brier"]
+        monkeypatch.setattr(bootstrap, "BLOCK", 700)
+        parts = metrics.replicates([data], np.random.default_rng(2), 1500, 10, only=["brier"])["brier"]
         assert len(whole) == len(parts) == 1500
         assert parts.std() == pytest.approx(whole.std(), rel=0.1)
 
     def test_spread_is_that_of_the_closed_form(self, rng):
         """Brier score: stratified variance Σ over classes of (share)² · variance inside / size."""
-        labels, scores = _scans(rng, 120)
-        data = metrics._checked(labels, scores, 0.5, None)
-        brier = metrics._replicates([data], rng, 6000, 10, only=["brier"])["brier"]
+        labels, scores = scans(rng, 120)
+        data = metrics.checked(labels, scores, 0.5, None)
+        brier = metrics.replicates([data], rng, 6000, 10, only=["brier"])["brier"]
         losses = (scores - labels) ** 2
         variance = sum((np.mean(labels == c) ** 2) * losses[labels == c].var() / (labels == c).sum() for c in (0, 1))
         assert brier.std() == pytest.approx(math.sqrt(variance), rel=0.04)
@@ -289,27 +211,29 @@ class TestReplicates:
 
 class TestEvaluate:
     def test_values_n_and_order(self, rng):
-        table = metrics.evaluate(LABELS, SCORES, rng=rng, n_boot=200)
+        table = evaluate(LABELS, SCORES, rng=rng, n_boot=200)
         assert table.metric.tolist() == list(metrics.METRICS)
         assert dict(zip(table.metric, table.value, strict=True)) == pytest.approx(metrics.point_metrics(LABELS, SCORES))
         assert table.n.tolist() == [10, 10, 10, 4, 6, 10, 10, 10]
+        assert row_of(table, "ece").reason == "resampling adds to its bias: no honest interval"
+        table = table[table.metric != "ece"]
         assert (table.low <= table.value).all() and (table.value <= table.high).all()
         assert (table.reason == "").all()
 
     def test_same_seed_same_table(self, rng):
-        labels, scores = _scans(rng)
-        one, other = (metrics.evaluate(labels, scores, rng=np.random.default_rng(7), n_boot=300) for _ in range(2))
+        labels, scores = scans(rng)
+        one, other = (evaluate(labels, scores, rng=np.random.default_rng(7), n_boot=300) for _ in range(2))
         pd.testing.assert_frame_equal(one, other)
 
     def test_clopper_pearson_by_its_definition(self, rng):
         """At the lower bound, 3 or more successes of 4 have probability 2.5 %; at the upper, 3 or fewer."""
-        row = _row(metrics.evaluate(LABELS, SCORES, rng=rng, n_boot=100), "sensitivity")
+        row = row_of(evaluate(LABELS, SCORES, rng=rng, n_boot=100), "sensitivity")
         assert binom.sf(2, 4, row.low) == pytest.approx(0.025)
         assert binom.cdf(3, 4, row.high) == pytest.approx(0.025)
 
     def test_auc_interval_is_symmetric_in_log_odds(self, rng):
-        labels, scores = _scans(rng)
-        row = _row(metrics.evaluate(labels, scores, rng=rng, n_boot=10), "roc_auc")
+        labels, scores = scans(rng)
+        row = row_of(evaluate(labels, scores, rng=rng, n_boot=10), "roc_auc")
         auc, covariance = metrics.delong(labels, scores)
         log_odds = [math.log(p / (1 - p)) for p in (row.low, row.value, row.high)]
         reach = 1.959964 * math.sqrt(covariance[0, 0]) / (auc[0] * (1 - auc[0]))
@@ -317,50 +241,37 @@ class TestEvaluate:
         assert log_odds[2] - log_odds[1] == pytest.approx(reach)
 
     def test_weights_use_the_bootstrap_alone(self, rng):
-        labels, scores = _scans(rng)
-        table = metrics.evaluate(labels, scores, rng=rng, n_boot=200, weights=np.arange(1, 81))
-        assert table.method.str.startswith("stratified bootstrap").all()
+        labels, scores = scans(rng)
+        table = evaluate(labels, scores, rng=rng, n_boot=200, weights=np.arange(1, 81))
+        assert set(table.method[table.metric != "ece"]) == {"stratified bootstrap"}
 
     def test_resamples_keep_the_weights(self, rng):
         """The long scans are the wrong ones: the unweighted scores lie far outside the weighted intervals."""
-        labels, scores = _scans(rng, 200)
+        labels, scores = scans(rng, 200)
         wrong = (scores >= 0.5) != labels
-        table = metrics.evaluate(labels, scores, rng=rng, n_boot=300, weights=np.where(wrong, 50, 1))
+        table = evaluate(labels, scores, rng=rng, n_boot=300, weights=np.where(wrong, 50, 1))
         plain = metrics.point_metrics(labels, scores)
         for metric in ("macro_f1", "roc_auc", "accuracy", "brier"):
-            row = _row(table, metric)
+            row = row_of(table, metric)
             assert row.low <= row.value <= row.high
             assert not row.low <= plain[metric] <= row.high
 
-    def test_ece_interval_is_reflected(self, rng):
-        """Resampling adds bias: the percentiles lie above the value, the interval as far below as they lie above."""
-        scores = np.linspace(0.02, 0.98, 200)
-        labels = (rng.random(200) < scores).astype(int)
-        row = _row(metrics.evaluate(labels, scores, rng=np.random.default_rng(4), n_boot=500), "ece")
-        data = metrics._checked(labels, scores, 0.5, None)
-        resampled = metrics._replicates([data], np.random.default_rng(4), 500, 10, only=["ece"])["ece"]
-        assert np.median(resampled) > row.value
-        assert row.low <= row.value <= row.high
-        assert row.low == pytest.approx(max(0, row.value - (np.quantile(resampled, 0.975) - row.value)))
-        assert row.high == pytest.approx(max(row.value, row.value + (row.value - np.quantile(resampled, 0.025))))
-
     def test_equal_weights_change_no_value(self, rng):
-        labels, scores = _scans(rng)
-        plain = metrics.evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=200)
-        doubled = metrics.evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=200, weights=np.full(80, 2))
+        labels, scores = scans(rng)
+        plain = evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=200)
+        doubled = evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=200, weights=np.full(80, 2))
         np.testing.assert_allclose(doubled.value, plain.value)
-        for metric in ("macro_f1", "pr_auc", "brier", "ece"):
-            assert _row(doubled, metric)[["low", "high"]].tolist() == pytest.approx(
-                _row(plain, metric)[["low", "high"]].tolist()
+        for metric in ("macro_f1", "pr_auc", "brier"):
+            assert row_of(doubled, metric)[["low", "high"]].tolist() == pytest.approx(
+                row_of(plain, metric)[["low", "high"]].tolist()
             )
 
     def test_wider_at_a_higher_level(self, rng):
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         narrow, wide = (
-            metrics.evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=400, level=level)
-            for level in (0.8, 0.99)
+            evaluate(labels, scores, rng=np.random.default_rng(3), n_boot=400, level=level) for level in (0.8, 0.99)
         )
-        assert (wide.high - wide.low > narrow.high - narrow.low).all()
+        assert (wide.high - wide.low > narrow.high - narrow.low)[wide.metric != "ece"].all()
 
     def test_coverage_of_macro_f1(self, rng):
         """Decisions right with known chances: a 90 % interval holds the true macro F1 in about 90 % of 200 studies."""
@@ -369,8 +280,8 @@ class TestEvaluate:
         labels = np.repeat([0, 1], n)
         for _ in range(200):
             right = rng.random(2 * n) < np.where(labels == 1, se, sp)
-            data = metrics._checked(labels, np.where(right, labels, 1 - labels), 0.5, None)
-            values = metrics._replicates([data], rng, 300, 10, only=["macro_f1"])["macro_f1"]
+            data = metrics.checked(labels, np.where(right, labels, 1 - labels), 0.5, None)
+            values = metrics.replicates([data], rng, 300, 10, only=["macro_f1"])["macro_f1"]
             low, high = np.quantile(values, [0.05, 0.95])
             hits += low <= truth <= high
         # 200 draws at 0.9: standard error 0.021; within 4 of them
@@ -382,7 +293,7 @@ class TestEvaluate:
         labels = np.repeat([0, 1], 30)
         for _ in range(400):
             scores = norm.cdf(rng.normal(size=60) + 2 * labels, scale=4)
-            low, high, *_ = metrics._auc_interval([metrics._checked(labels, scores, 0.5, None)], 0.95)
+            low, high, *_ = metrics._auc_interval([metrics.checked(labels, scores, 0.5, None)], 0.95)
             hits += low <= truth <= high
         # standard error 0.011; DeLong without the logit covers 0.89 here
         assert 0.915 < hits / 400 < 0.99
@@ -390,11 +301,11 @@ class TestEvaluate:
     @pytest.mark.parametrize("level", [0, 1, 95])
     def test_level_is_a_share(self, level, rng):
         with pytest.raises(ValueError, match="expected a share"):
-            metrics.evaluate(LABELS, SCORES, rng=rng, level=level)
+            evaluate(LABELS, SCORES, rng=rng, level=level)
 
     def test_no_replicates(self, rng):
         with pytest.raises(ValueError, match="n_boot=0"):
-            metrics.evaluate(LABELS, SCORES, rng=rng, n_boot=0)
+            evaluate(LABELS, SCORES, rng=rng, n_boot=0)
 
 
 class TestDegenerate:
@@ -403,7 +314,6 @@ class TestDegenerate:
     @pytest.mark.parametrize(
         ("labels", "scores", "unknown"),
         [
-            pytest.param([], [], set(metrics.METRICS), id="no scans"),
             pytest.param([1], [0.3], set(metrics.METRICS) - {"sensitivity", "accuracy"}, id="one scan"),
             pytest.param(
                 [0, 1], [0.1, 0.9], {"macro_f1", "roc_auc", "pr_auc", "brier", "ece"}, id="one scan of each class"
@@ -415,66 +325,66 @@ class TestDegenerate:
                 id="one positive scan",
             ),
             pytest.param(
-                [1, 1, 1, 1], [0.2, 0.6, 0.7, 0.9], {"macro_f1", "roc_auc", "pr_auc", "specificity"}, id="no negatives"
+                [1, 1, 1, 1],
+                [0.2, 0.6, 0.7, 0.9],
+                {"macro_f1", "roc_auc", "pr_auc", "specificity", "ece"},
+                id="no negatives",
             ),
-            pytest.param([0, 0, 0, 1, 1, 1], [0.4] * 6, {"roc_auc", "pr_auc", "brier", "ece"}, id="constant scores"),
+            pytest.param([0, 0, 0, 1, 1, 1], [0.4] * 6, set(metrics.METRICS) - AT_A_CUT, id="constant scores"),
             pytest.param(
-                [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], {"pr_auc"}, id="perfect separation of scores"
+                [0, 0, 0, 1, 1, 1],
+                [0.1, 0.2, 0.3, 0.7, 0.8, 0.9],
+                {"macro_f1", "pr_auc", "ece"},
+                id="perfect separation of scores",
             ),
         ],
     )
     def test_where_the_interval_is_missing_a_reason_is_given(self, labels, scores, unknown, rng):
-        table = metrics.evaluate(labels, scores, rng=rng, n_boot=200)
+        table = evaluate(labels, scores, rng=rng, n_boot=200)
         assert set(table.metric[table.low.isna()]) == set(table.metric[table.high.isna()]) == unknown
         assert set(table.metric[table.reason != ""]) == unknown
         assert set(table.metric[table.method == ""]) == unknown
         assert (table.high > table.low)[table.low.notna()].all()
 
     def test_reasons(self, rng):
-        assert _row(metrics.evaluate([1, 1], [0.2, 0.7], rng=rng), "macro_f1").reason == "no negative scans"
-        assert _row(metrics.evaluate([0, 0], [0.2, 0.7], rng=rng), "macro_f1").reason == "no positive scans"
-        assert _row(metrics.evaluate([], [], rng=rng), "brier").reason == "no scans"
-        assert _row(metrics.evaluate([0, 0, 1, 1], [0.5] * 4, rng=rng), "roc_auc").reason == "constant scores"
-        assert "one positive scan" in _row(metrics.evaluate([0, 0, 1], [0.1, 0.3, 0.2], rng=rng), "pr_auc").reason
+        assert row_of(evaluate([1, 1], [0.2, 0.7], rng=rng), "macro_f1").reason == "no negative scans"
+        assert row_of(evaluate([0, 0], [0.2, 0.7], rng=rng), "macro_f1").reason == "no positive scans"
+        assert row_of(evaluate([0, 0, 1, 1], [0.5] * 4, rng=rng), "roc_auc").reason == "constant scores"
+        faultless = row_of(evaluate([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], rng=rng), "macro_f1")
+        assert (faultless.value, faultless.reason) == (1, "every replicate gives the same value")
+        assert "one positive scan" in row_of(evaluate([0, 0, 1], [0.1, 0.3, 0.2], rng=rng), "pr_auc").reason
 
     def test_perfect_auc_is_bounded_by_disjoint_pairs(self, rng):
         """7 positives above 5 negatives: 5 disjoint pairs all right, so the lower bound p has p⁵ = 2.5 %."""
-        row = _row(metrics.evaluate([0] * 5 + [1] * 7, [0.1] * 5 + [0.9] * 7, rng=rng, n_boot=10), "roc_auc")
+        row = row_of(evaluate([0] * 5 + [1] * 7, [0.1] * 5 + [0.9] * 7, rng=rng, n_boot=10), "roc_auc")
         assert (row.value, row.high, row.method) == (1, 1, "exact, disjoint pairs")
         assert row.low == pytest.approx(0.025 ** (1 / 5))
 
     def test_auc_zero_mirrors_auc_one(self, rng):
-        row = _row(metrics.evaluate([1] * 5 + [0] * 7, [0.1] * 5 + [0.9] * 7, rng=rng, n_boot=10), "roc_auc")
+        row = row_of(evaluate([1] * 5 + [0] * 7, [0.1] * 5 + [0.9] * 7, rng=rng, n_boot=10), "roc_auc")
         assert (row.value, row.low) == (0, 0)
         assert row.high == pytest.approx(1 - 0.025 ** (1 / 5))
 
-    def test_faultless_macro_f1_is_bounded_by_a_box(self, rng):
-        """Sensitivity and specificity at their 97.5 % Clopper-Pearson bounds: 0.0125^(1/size)."""
-        row = _row(metrics.evaluate([0] * 8 + [1] * 8, [0.1] * 8 + [0.9] * 8, rng=rng, n_boot=10), "macro_f1")
-        bound = 0.0125 ** (1 / 8)  # with equal sizes and equal rates, macro F1 is the rate itself
-        assert (row.value, row.high) == (1, 1)
-        assert row.low == pytest.approx(bound)
-
     def test_one_weighted_class_has_no_slice_rows(self, rng):
-        table = metrics.evaluate([0, 1, 1], [0.2, 0.3, 0.9], rng=rng, weights=[0, 3, 4], n_boot=50)
-        assert _row(table, "roc_auc").reason == "no negative scans"
+        table = evaluate([0, 1, 1], [0.2, 0.3, 0.9], rng=rng, weights=[0, 3, 4], n_boot=50)
+        assert row_of(table, "roc_auc").reason == "no negative scans"
+
+
+def brute(labels, scores):
+    """Structural components by their definition: each scan's share of pairs won."""
+    wins = [[np.mean([(x > y) + 0.5 * (x == y) for y in s[labels == 0]]) for x in s[labels == 1]] for s in scores]
+    losses = [[np.mean([(x > y) + 0.5 * (x == y) for x in s[labels == 1]]) for y in s[labels == 0]] for s in scores]
+    covariance = np.cov(wins) / len(wins[0]) + np.cov(losses) / len(losses[0])
+    return np.mean(wins, axis=1), covariance
 
 
 class TestDeLong:
-    @staticmethod
-    def _brute(labels, scores):
-        """Structural components by their definition: each scan's share of pairs won."""
-        wins = [[np.mean([(x > y) + 0.5 * (x == y) for y in s[labels == 0]]) for x in s[labels == 1]] for s in scores]
-        losses = [[np.mean([(x > y) + 0.5 * (x == y) for x in s[labels == 1]]) for y in s[labels == 0]] for s in scores]
-        covariance = np.cov(wins) / len(wins[0]) + np.cov(losses) / len(losses[0])
-        return np.mean(wins, axis=1), covariance
-
     @pytest.mark.parametrize("decimals", [8, 1])
     def test_equals_brute_force(self, decimals, rng):
-        labels, a = _scans(rng, 60, decimals=decimals)
+        labels, a = scans(rng, 60, decimals=decimals)
         scores = np.stack([a, (a + rng.normal(0, 0.2, 60)).round(decimals), rng.random(60).round(decimals)])
         auc, covariance = metrics.delong(labels, scores)
-        brute_auc, brute_covariance = self._brute(labels, scores)
+        brute_auc, brute_covariance = brute(labels, scores)
         np.testing.assert_allclose(auc, brute_auc, rtol=1e-12)
         np.testing.assert_allclose(covariance, brute_covariance, rtol=1e-10)
 
@@ -485,17 +395,17 @@ class TestDeLong:
         assert covariance[0, 0] == pytest.approx(1 / 8 / 2 + 1 / 8 / 2)
 
     def test_auc_is_scikit_learns(self, rng):
-        labels, scores = _scans(rng, 200, decimals=1)
+        labels, scores = scans(rng, 200, decimals=1)
         assert metrics.delong(labels, scores)[0][0] == pytest.approx(sk.roc_auc_score(labels, scores))
 
     def test_variance_near_the_bootstraps(self, rng):
-        labels, scores = _scans(rng, 300)
-        data = metrics._checked(labels, scores, 0.5, None)
-        resampled = metrics._replicates([data], rng, 4000, 10, only=["roc_auc"])["roc_auc"]
+        labels, scores = scans(rng, 300)
+        data = metrics.checked(labels, scores, 0.5, None)
+        resampled = metrics.replicates([data], rng, 4000, 10, only=["roc_auc"])["roc_auc"]
         assert resampled.std() == pytest.approx(math.sqrt(metrics.delong(labels, scores)[1][0, 0]), rel=0.05)
 
     def test_invariant_to_increasing_maps_and_order(self, rng):
-        labels, scores = _scans(rng)
+        labels, scores = scans(rng)
         order = rng.permutation(len(labels))
         auc, covariance = metrics.delong(labels, scores)
         for one_labels, one_scores in ((labels, np.exp(3 * scores) - 7), (labels[order], scores[order])):
@@ -522,7 +432,7 @@ class TestDeLong:
 
 def _runs(rng, seeds=(0, 1, 2), n=63):
     """Out-of-fold predictions of 3 folds for each seed, rows shuffled."""
-    labels, scores = _scans(rng, n)
+    labels, scores = scans(rng, n)
     parts = [
         pd.DataFrame(
             {
@@ -540,17 +450,38 @@ def _runs(rng, seeds=(0, 1, 2), n=63):
 
 
 class TestPooled:
-    def test_one_seed_is_evaluate_of_all_folds(self, rng):
+    def test_one_seed_is_all_folds_together(self, rng):
         runs = _runs(rng, seeds=(5,))
         ordered = runs.sort_values("scan_id")
-        expected = metrics.evaluate(ordered.label, ordered.probability, rng=np.random.default_rng(1), n_boot=200)
+        expected = evaluate(ordered.label, ordered.probability, rng=np.random.default_rng(1), n_boot=200)
         result = metrics.pooled(runs, rng=np.random.default_rng(1), n_boot=200)
         pd.testing.assert_frame_equal(result[expected.columns], expected)
         assert result.seed_sd.isna().all()
 
+    def test_patients_of_equal_scans_count_once(self, rng):
+        """Every scan four times over under one patient: as sure as of the scans once, and not twice as sure."""
+        labels, scores = scans(rng, 90)
+        repeated = np.repeat(labels, 4), np.repeat(scores, 4)
+        once, many, alone = (
+            evaluate(*data, rng=np.random.default_rng(2), n_boot=1500, groups=np.repeat(np.arange(90), n)).assign(n=0)
+            for data, n in (((labels, scores), 1), (repeated, 4), ((labels, scores), 1))
+        )
+        pd.testing.assert_frame_equal(once, many)
+        pd.testing.assert_frame_equal(once, alone)
+        drawn = once[once.metric != "ece"]
+        assert set(drawn.method) == {"stratified bootstrap of groups"}
+        blind = evaluate(*repeated, rng=np.random.default_rng(2), n_boot=1500)
+        width = (drawn.high - drawn.low) / (blind.high - blind.low)[drawn.index]
+        assert width.between(1.5, 2.6).all()  # the root of 4
+
+    def test_one_patient_of_a_class_has_no_interval(self, rng):
+        table = evaluate([0, 0, 0, 1, 1], [0.1, 0.4, 0.6, 0.7, 0.3], rng=rng, groups=["a", "b", "c", "d", "d"])
+        assert row_of(table, "roc_auc").reason == "one group of positive scans: its class cannot be resampled"
+        assert table.low.isna().all()
+
     def test_means_over_seeds_and_runs(self, rng):
         runs = _runs(rng)
-        result = _row(metrics.pooled(runs, rng=rng, n_boot=50), "macro_f1")
+        result = row_of(metrics.pooled(runs, rng=rng, n_boot=50), "macro_f1")
         called = runs.assign(called=runs.probability >= 0.5)
         by_seed = [sk.f1_score(p.label, p.called, average="macro") for _, p in called.groupby("seed")]
         by_run = [sk.f1_score(p.label, p.called, average="macro") for _, p in called.groupby(["seed", "fold"])]
@@ -573,8 +504,8 @@ class TestPooled:
         one = metrics.pooled(runs, rng=np.random.default_rng(1), n_boot=100)
         same = metrics.pooled(three, rng=np.random.default_rng(1), n_boot=100)
         for metric in ("macro_f1", "roc_auc", "pr_auc", "brier"):
-            assert _row(same, metric)[["value", "low", "high"]].tolist() == pytest.approx(
-                _row(one, metric)[["value", "low", "high"]].tolist()
+            assert row_of(same, metric)[["value", "low", "high"]].tolist() == pytest.approx(
+                row_of(one, metric)[["value", "low", "high"]].tolist()
             )
         assert same.seed_sd.tolist() == pytest.approx([0] * len(same), abs=1e-12)
 
@@ -591,14 +522,14 @@ class TestPooled:
         runs = _runs(rng, seeds=(0,))
         runs["threshold"] = runs.fold.map({1: 0.2, 2: 0.5, 3: 0.8})
         called = runs.probability >= runs.threshold
-        result = _row(metrics.pooled(runs, rng=rng, n_boot=50), "accuracy")
+        result = row_of(metrics.pooled(runs, rng=rng, n_boot=50), "accuracy")
         assert result.value == pytest.approx((called == runs.label).mean())
 
     def test_slice_row_counting(self, rng):
         runs = _runs(rng, seeds=(0,))
         repeated = runs.loc[runs.index.repeat(runs.n_slices)]
         expected = sk.roc_auc_score(repeated.label, repeated.probability)
-        assert _row(metrics.pooled(runs, rng=rng, n_boot=50, weights="n_slices"), "roc_auc").value == pytest.approx(
+        assert row_of(metrics.pooled(runs, rng=rng, n_boot=50, weights="n_slices"), "roc_auc").value == pytest.approx(
             expected
         )
 
@@ -606,8 +537,8 @@ class TestPooled:
         runs = _runs(rng, seeds=(0,))
         runs.loc[runs.fold == 2, "label"] = 0
         result = metrics.pooled(runs, rng=rng, n_boot=50)
-        assert _row(result, "roc_auc").n_runs == 2
-        assert _row(result, "specificity").n_runs == 3
+        assert row_of(result, "roc_auc").n_runs == 2
+        assert row_of(result, "specificity").n_runs == 3
 
     def test_by_run(self, rng):
         table = metrics.by_run(_runs(rng))
@@ -629,124 +560,6 @@ class TestPooled:
     def test_bad_input(self, change, message, rng):
         with pytest.raises(ValueError, match=message):
             metrics.pooled(change(_runs(rng)), rng=rng)
-
-
-class TestCompare:
-    def test_delong_by_brute_force(self, rng):
-        labels, a = _scans(rng)
-        b = np.clip(a + rng.normal(0, 0.2, len(a)), 0, 1).round(1)
-        row = _row(metrics.compare(labels, a, b, rng=rng, n_boot=50), "roc_auc")
-        auc, covariance = TestDeLong._brute(labels, np.stack([a, b]))
-        error = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-        assert row.difference == pytest.approx(auc[1] - auc[0])
-        assert row.p_value == pytest.approx(math.erfc(abs(auc[1] - auc[0]) / error / math.sqrt(2)))
-        assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
-
-    def test_delong_of_means_over_seeds_by_brute_force(self, rng):
-        """Three runs against two: the variance of a sum of AUCs, from their covariances."""
-        labels, a = _scans(rng)
-        runs = np.stack([np.clip(a + rng.normal(0, 0.3, len(a)), 0, 1).round(1) for _ in range(5)], axis=1)
-        row = _row(metrics.compare(labels, runs[:, :3], runs[:, 3:], rng=rng, n_boot=50), "roc_auc")
-        auc, covariance = TestDeLong._brute(labels, runs.T)
-        shares = np.array([-1 / 3, -1 / 3, -1 / 3, 1 / 2, 1 / 2])
-        error = math.sqrt(sum(covariance[i, j] * shares[i] * shares[j] for i in range(5) for j in range(5)))
-        assert row.a == pytest.approx(auc[:3].mean()) and row.difference == pytest.approx(auc @ shares)
-        assert row.p_value == pytest.approx(math.erfc(abs(auc @ shares) / error / math.sqrt(2)))
-        assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
-
-    def test_a_run_repeated_counts_once(self, rng):
-        labels, a = _scans(rng)
-        b = rng.random(len(a))
-        once = metrics.compare(labels, a, b, rng=np.random.default_rng(1), n_boot=200)
-        twice = metrics.compare(labels, np.stack([a, a], 1), b[:, None], rng=np.random.default_rng(1), n_boot=200)
-        columns = ["a", "b", "difference", "low", "high"]
-        np.testing.assert_allclose(twice[columns], once[columns])
-        for metric in ("roc_auc", "macro_f1"):
-            assert _row(twice, metric).p_value == pytest.approx(_row(once, metric).p_value)
-
-    def test_thresholds_of_each_seed(self, rng):
-        labels, a = _scans(rng)
-        scores, cuts = np.stack([a, 1 - a], 1), np.stack([np.full(len(a), 0.3), np.full(len(a), 0.8)], 1)
-        table = metrics.compare(labels, scores, a, rng=rng, thresholds=(cuts, 0.5), n_boot=50)
-        accuracy = [((a >= 0.3) == labels).mean(), ((1 - a >= 0.8) == labels).mean()]
-        assert _row(table, "accuracy").a == pytest.approx(np.mean(accuracy))
-
-    def test_scores_of_a_wrong_shape(self, rng):
-        with pytest.raises(ValueError, match=r"\(n,\) or \(n, seeds\), got shape \(10, 0\)"):
-            metrics.compare(LABELS, np.empty((10, 0)), SCORES, rng=rng)
-
-    def test_mcnemar_is_a_sign_test(self, rng):
-        """9 scans only b gets right, 2 only a: two-sided binomial tail of 2 of 11 at one half."""
-        labels = np.array([0, 1] * 20)
-        a, b = labels.copy(), labels.copy()
-        a[:9] = 1 - a[:9]
-        b[9:11] = 1 - b[9:11]
-        row = _row(metrics.compare(labels, a, b, rng=rng, n_boot=100), "accuracy")
-        assert row.p_value == pytest.approx(2 * sum(math.comb(11, i) for i in range(3)) / 2**11)
-        assert row.difference == pytest.approx(7 / 40)
-
-    def test_swapping_runs_changes_the_sign_only(self, rng):
-        labels, a = _scans(rng)
-        b = rng.random(len(a))
-        one = metrics.compare(labels, a, b, rng=np.random.default_rng(1), n_boot=200)
-        other = metrics.compare(labels, b, a, rng=np.random.default_rng(1), n_boot=200)
-        np.testing.assert_allclose(other.difference, -one.difference)
-        np.testing.assert_allclose(other.low, -one.high)
-        np.testing.assert_allclose(other.p_value, one.p_value)
-
-    def test_thresholds_of_their_own(self, rng):
-        labels, a = _scans(rng)
-        table = metrics.compare(labels, a, a, rng=rng, thresholds=(0.5, 0.3), n_boot=100)
-        assert _row(table, "roc_auc").difference == 0
-        assert _row(table, "accuracy").b == pytest.approx(((a >= 0.3) == labels).mean())
-
-    def test_a_clear_difference_is_found_and_none_is_not(self, rng):
-        labels = np.repeat([0, 1], 100)
-        good = np.clip(0.4 * labels + rng.uniform(0, 0.6, 200), 0, 1)
-        coin = rng.random(200)
-        assert (metrics.compare(labels, coin, good, rng=rng, n_boot=500).p_value < 0.01).all()
-        assert (metrics.compare(labels, good, np.roll(good, 1), rng=rng, n_boot=500).p_value > 0.01).all()
-
-    def test_false_alarms_of_the_bootstrap(self, rng):
-        """Two coins of equal bias: macro F1 differs at p ≤ 0.1 in about a tenth of 80 comparisons."""
-        labels = np.repeat([0, 1], 60)
-        alarms = 0
-        for _ in range(80):
-            a, b = ((rng.random(120) < 0.75) == labels for _ in range(2))
-            table = metrics.compare(labels, a.astype(float), b.astype(float), rng=rng, n_boot=200)
-            alarms += _row(table, "macro_f1").p_value <= 0.1
-        # 4 standard errors of 0.034 above 0.1
-        assert alarms / 80 < 0.235
-
-    def test_equal_runs(self, rng):
-        table = metrics.compare(LABELS, SCORES, SCORES, rng=rng)
-        assert (table.difference == 0).all() and (table.p_value == 1).all()
-        assert table.low.isna().all() and (table.reason != "").all()
-
-    def test_same_order_other_scale(self, rng):
-        row = _row(metrics.compare(LABELS, SCORES, SCORES / 2, rng=rng, n_boot=50), "roc_auc")
-        assert (row.difference, row.p_value) == (0, 1)
-
-    def test_level_is_a_share(self, rng):
-        with pytest.raises(ValueError, match="expected a share"):
-            metrics.compare(LABELS, SCORES, SCORES / 2, rng=rng, level=95)
-
-    @pytest.mark.parametrize("labels", [[], [1], [1, 1, 1], [0, 1], [0, 0, 1, 1]])
-    def test_degenerate(self, labels, rng):
-        n = len(labels)
-        a = np.array(labels, dtype=float)
-        table = metrics.compare(labels, a, 1 - a, rng=rng, n_boot=50)
-        assert table.metric.tolist() == ["roc_auc", "accuracy", "macro_f1"]
-        assert (table.reason[table.low.isna()] != "").all()
-        assert (table.n == n).all()
-        if n:  # every scan is right in a, wrong in b
-            assert _row(table, "accuracy").p_value == pytest.approx(2 * 0.5**n)
-
-    def test_misaligned_scans(self, rng):
-        labels = pd.Series(LABELS, index=list("abcdefghij"))
-        scores = pd.Series(SCORES, index=list("abcdefghij"))
-        with pytest.raises(ValueError, match="align them by scan"):
-            metrics.compare(labels, scores, scores[::-1], rng=rng)
 
 
 class TestAdjust:

@@ -15,7 +15,7 @@ from scipy import stats
 from e2d_lib.evaluation import sampling
 from e2d_lib.figures import intervals
 from e2d_lib.method import kds, preprocess
-from e2d_lib.phantom import phantom
+from e2d_lib.phantom import lesions, phantom
 from e2d_lib.scans import cohort
 from tests import reference
 
@@ -276,7 +276,7 @@ class TestSummary:
         assert table[["low", "high"]].isna().all(axis=None)
 
     def test_level(self, rng):
-        with pytest.raises(sampling.SamplingError, match="level"):
+        with pytest.raises(ValueError, match="level"):
             sampling.summary(_table(kds=[0.5, 1]), rng=rng, level=95)
 
 
@@ -348,7 +348,7 @@ class TestCohort:
 
     def test_lesions_are_the_truth_table_s(self, prepared):
         root, truth, _ = prepared
-        found = sampling.lesion_slices(root, [*truth.index, "no/such/scan"])
+        found = lesions.of_scans(root, [*truth.index, "no/such/scan"])
         assert list(found) == truth.index.tolist()
         for scan_id, bearing in found.items():
             assert len(bearing) == truth.loc[scan_id, "n_slices"]
@@ -364,7 +364,7 @@ class TestCohort:
             mask = file["mask"]
         shares = [((m == 2) | (m == 3)).sum() / max((m > 0).sum(), 1) for m in mask]
         least = float(np.median(shares))
-        found = sampling.lesion_slices(root, [scan_id], least=least)[scan_id]
+        found = lesions.of_scans(root, [scan_id], least=least)[scan_id]
         assert found.tolist() == [share > least for share in shares]
         assert 0 < found.sum() < len(found)
 
@@ -374,7 +374,7 @@ class TestCohort:
         lost = scans.index[(scans["status"] != "excluded") & (scans["n_slices"] < scans["n_files"])]
         assert len(lost)
         marks = {scan_id: np.arange(truth.loc[scan_id, "n_slices"]) % 3 == 0 for scan_id in sampling.windows(done)}
-        cut = sampling.window_lesions(done, marks)
+        cut = lesions.of_windows(done, marks)
         assert cut.keys() == marks.keys()
         for scan_id, bearing in cut.items():
             names = done.slices.loc[done.slices["scan_id"] == scan_id, "name"]
@@ -384,10 +384,10 @@ class TestCohort:
     def test_together(self, prepared, rng):
         root, _, done = prepared
         windows = sampling.windows(done)
-        lesions = sampling.window_lesions(done, sampling.lesion_slices(root, windows))
+        bearing_of = lesions.of_windows(done, lesions.of_scans(root, windows))
         settings = sampling.settings(n_samples=(4, 8))
-        table = sampling.quality(windows, settings, lesions=lesions, redraws=5, rng=rng)
-        positive = {scan_id for scan_id, bearing in lesions.items() if bearing.any()}
+        table = sampling.quality(windows, settings, lesions=bearing_of, redraws=5, rng=rng)
+        positive = {scan_id for scan_id, bearing in bearing_of.items() if bearing.any()}
         assert positive
         assert set(table.loc[table["lesion"].notna(), "scan_id"]) == positive
         figure = intervals.sampler_quality(sampling.summary(table, rng=rng, n_boot=50))
@@ -397,8 +397,8 @@ class TestCohort:
 
     @pytest.mark.parametrize(("options", "message"), [({"findings": ["tumour"]}, "tumour"), ({"least": 1.0}, "least")])
     def test_bad_arguments(self, options, message, prepared):
-        with pytest.raises(sampling.SamplingError, match=message):
-            sampling.lesion_slices(prepared[0], [], **options)
+        with pytest.raises(ValueError, match=message):
+            lesions.of_scans(prepared[0], [], **options)
 
 
 def test_words_say_which_way_is_better():

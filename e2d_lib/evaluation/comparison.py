@@ -1,0 +1,124 @@
+"""Two settings on the same scans: differences with intervals and paired tests."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from e2d_lib import bootstrap
+from e2d_lib.evaluation import metrics
+
+COMPARED = ("roc_auc", "accuracy", "macro_f1")
+
+
+def compare(
+    labels: Any,
+    a: Any,
+    b: Any,
+    *,
+    rng: np.random.Generator,
+    thresholds: tuple[float, float] = (0.5, 0.5),
+    n_boot: int = 2000,
+    level: float = 0.95,
+    groups: Any = None,
+) -> pd.DataFrame:
+    """Two settings on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, n, method, reason.
+
+    ``a``, ``b``: (n,) probabilities in the order of ``labels``, or (n, seeds) of several runs, not necessarily as many
+    of both: metrics are then means over the runs, as in `metrics.pooled`, and so is the difference. Where pandas
+    objects are given their indices must be equal. ``thresholds``: for each a number, or an array of the scores' shape.
+
+    Three rows: roc_auc (DeLong's paired test), accuracy (exact McNemar test of the decisions, interval by paired
+    bootstrap), macro_f1 (paired stratified bootstrap; its p-value is the smallest level at which the percentile
+    interval leaves 0 out, at least 2 / (n_boot + 1), and so is accuracy's with several runs). Intervals and tests
+    cover the choice of scans, not that of seeds. For many comparisons see `metrics.adjust`.
+    ``groups``: (n,), such as the patient: whole groups are resampled, and all three rows are the bootstrap's.
+    Equal scores give difference 0 and p = 1. Where no test exists, p is NaN and ``reason`` says why.
+    """
+    indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series | pd.DataFrame)]
+    if any(not index.equals(indices[0]) for index in indices[1:]):
+        raise ValueError("labels, a and b have different indices; align them by scan first")
+    bootstrap.require_level(level)
+    pair = [_each_run(labels, scores, cut, groups) for scores, cut in zip((a, b), thresholds, strict=True)]
+    runs = pair[0] + pair[1]
+    contrast = np.repeat([-1 / len(pair[0]), 1 / len(pair[1])], [len(part) for part in pair])
+    points = [pd.DataFrame([metrics.points(run, 10) for run in part]).mean() for part in pair]
+    equal = {"roc_auc": "scores"} if _equal(pair, "probabilities") else {}
+    equal |= {"accuracy": "decisions", "macro_f1": "decisions"} if _equal(pair, "decisions") else {}
+    lone = metrics.lone_class(runs[0])
+    resampled = [metric for metric in COMPARED if metric not in equal and not (metric == "roc_auc" and groups is None)]
+    replicates = metrics.replicates(runs, rng, n_boot, 10, only=[] if lone else resampled, shares=contrast)
+
+    rows = []
+    for metric in COMPARED:
+        value_a, value_b = (point[metric] for point in points)
+        low, high, p, method, reason = np.nan, np.nan, np.nan, "", metrics.undefined(metric, runs[0])
+        if reason:
+            pass
+        elif metric in equal:
+            p, reason = 1.0, f"equal {equal[metric]}"
+        elif metric not in resampled:
+            low, high, p, method, reason = _delong_test(runs, contrast, level)
+        else:
+            reason = lone
+            if metric == "accuracy" and len(runs) == 2 and groups is None:
+                p, method = _mcnemar(*runs), "McNemar, exact"
+            if not lone and np.ptp(replicates[metric]) < 1e-12:
+                reason = "every replicate gives the same difference"
+            elif not lone:
+                low, high = bootstrap.percentiles(replicates[metric], level)
+                if not method:
+                    beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
+                    p = min(1.0, 2 * (beyond + 1) / (n_boot + 1))
+                method = f"{method}; paired bootstrap" if method else "paired bootstrap"
+        rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, len(runs[0].labels), method, reason))
+    columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "n", "method", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _each_run(labels: Any, scores: Any, thresholds: Any, groups: Any) -> list[metrics.Scored]:
+    """(n,) or (n, seeds) scores as runs; thresholds: a number, or of the scores' shape."""
+    scores, thresholds = np.asarray(scores, dtype=float), np.asarray(thresholds, dtype=float)
+    if scores.ndim == 1:
+        return [metrics.checked(labels, scores, thresholds, None, groups)]
+    if scores.ndim != 2 or not scores.shape[1]:
+        raise ValueError(f"scores are (n,) or (n, seeds), got shape {scores.shape}")
+    cuts = thresholds.T if thresholds.ndim else [thresholds] * scores.shape[1]
+    return [metrics.checked(labels, column, cut, None, groups) for column, cut in zip(scores.T, cuts, strict=True)]
+
+
+def _equal(pair: Sequence[Sequence[metrics.Scored]], name: str) -> bool:
+    a, b = ([getattr(run, name) for run in runs] for runs in pair)
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
+
+
+def _delong_test(
+    runs: Sequence[metrics.Scored], contrast: np.ndarray, level: float
+) -> tuple[float, float, float, str, str]:
+    """low, high, p, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
+    if lone := metrics.lone_class(runs[0]):
+        return np.nan, np.nan, np.nan, "", lone
+    auc, covariance = metrics.delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
+    difference, variance = contrast @ auc, contrast @ covariance @ contrast
+    if variance < 1e-15:
+        if abs(difference) < 1e-12:
+            return np.nan, np.nan, 1.0, "", "equal order of positive and negative scans"
+        return np.nan, np.nan, np.nan, "", "DeLong's variance is 0"
+    error = np.sqrt(variance)
+    reach = norm.isf((1 - level) / 2) * error
+    p = 2 * norm.sf(abs(difference) / error)
+    return float(difference - reach), float(difference + reach), float(p), "DeLong, paired", ""
+
+
+def _mcnemar(first: metrics.Scored, second: metrics.Scored) -> float:
+    """Exact two-sided p; only scans that just one of the runs gets right count. They are not none here."""
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    right_a, right_b = first.decisions == first.labels, second.decisions == second.labels
+    table = [
+        [(right_a & right_b).sum(), (right_a & ~right_b).sum()],
+        [(~right_a & right_b).sum(), (~right_a & ~right_b).sum()],
+    ]
+    return float(mcnemar(table, exact=True).pvalue)
