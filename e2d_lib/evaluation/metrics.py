@@ -434,7 +434,7 @@ def _evaluated(
         if reason:
             pass
         elif metric == "ece":
-            reason = "resampling adds to its bias: no honest interval"
+            reason = "resampling adds to its bias"
         elif metric == "roc_auc" and metric in closed:
             low, high, method, reason = _auc_interval(runs, level)
         elif metric in closed:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from e2d_lib import bootstrap
 from e2d_lib.method import reduction
 from tests.conftest import ROOT
 
@@ -458,7 +459,7 @@ class TestIntervals:
 
     def test_blocks(self, rng, monkeypatch):
         cohort = _cohort(rng, {("train", 1): 10})
-        monkeypatch.setattr(reduction, "BLOCK", 45)
+        monkeypatch.setattr(bootstrap, "BLOCK", 45)
         table = reduction.reduction_table(*cohort, rounding=None, rng=np.random.default_rng(0), n_boot=1001)
         monkeypatch.undo()
         whole = reduction.reduction_table(*cohort, rounding=None, rng=np.random.default_rng(1), n_boot=1001)
