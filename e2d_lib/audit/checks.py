@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
 from e2d_lib import bootstrap
 from e2d_lib.audit.fits import score_fits
 from e2d_lib.method import curves, kds, reduction, ssfl

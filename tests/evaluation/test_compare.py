@@ -6,7 +6,7 @@ from scipy.stats import t, ttest_1samp
 from sklearn.metrics import f1_score, roc_auc_score
 
 from benchmarks.false_positives import simulate
-from e2d_lib.evaluation import compare, metrics
+from e2d_lib.evaluation import compare, comparison, metrics
 from e2d_lib.evaluation.compare import Runs
 
 
@@ -40,7 +40,7 @@ def test_macro_f1_is_scikit_learns_and_its_covariance_the_jackknifes(scored):
 def test_one_run_each_is_delongs_paired_test(scored, rng):
     labels, scores = scored
     found = compare.test(compare.runs(labels, scores[1]) - compare.runs(labels, scores[0]))
-    plain = metrics.compare(labels, scores[0], scores[1], rng=rng, n_boot=10).set_index("metric").loc["roc_auc"]
+    plain = comparison.compare(labels, scores[0], scores[1], rng=rng, n_boot=10).set_index("metric").loc["roc_auc"]
     for name in ("difference", "low", "high", "p_value"):
         assert found[name] == pytest.approx(plain[name])
     assert np.isnan(found["replicate_sd"])
