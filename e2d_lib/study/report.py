@@ -58,7 +58,7 @@ def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
             heading, prose = (head[1], cell.source[head.end() :]) if head else (heading, cell.source)
             blocks.append(("text", markdown(cell.source)))
         elif cell.source:
-            blocks.append(("code", highlighted(cell.source)))
+            blocks.append(("code", cell.source))
         for output in cell.get("outputs", []):
             kind, content = shown_as(output)
             if kind == "figure":
@@ -123,16 +123,6 @@ def markdown(text: str):
     return clean(re.sub(r"(</?h)([1-5])\b", lambda tag: tag[1] + str(int(tag[2]) + 1), html))
 
 
-def highlighted(source: str):
-    """Python as HTML, its tokens in classes."""
-    import pygments
-    from markupsafe import Markup
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import PythonLexer
-
-    return Markup(pygments.highlight(source, PythonLexer(), HtmlFormatter(nowrap=True)))
-
-
 def clean(html: str):
     """HTML reduced to text, tables and links; any other tag is shown as it is written.
 
@@ -148,12 +138,9 @@ def clean(html: str):
 
 def _template():
     import jinja2
-    from markupsafe import Markup
-    from pygments.formatters import HtmlFormatter
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals["code_style"] = Markup(HtmlFormatter().get_style_defs("pre.code"))
     return environment.get_template("report.html.jinja")
 
 
