@@ -11,6 +11,8 @@ NAMES = {
     "volume_delta": "volume removed, share of the scan",
     "total_delta": "pixels removed, share of the scan",
     "lung_in_crop": "lung inside the crop, share",
+    "lung_in_window": "lung in the window, share",
+    "area_ratio": "measured area over the mask's",
     "of_best": "window's lung, share of the best",
     "area_r": "area and lung, correlation",
     "topk": "mean of the largest",

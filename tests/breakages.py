@@ -35,6 +35,12 @@ def chapter(name: str, stem: str, old: str, new: str) -> Breakage:
     return Breakage(f"{stem[:2]}-{name}", f"notebooks/{stem}.ipynb", old, new, f"tests/notebooks/test_{stem}.py")
 
 
+def figure(name: str, module: str, old: str, new: str) -> Breakage:
+    """A breakage of a figure, which the tests of its module must notice; of the style, those of any."""
+    tests = "tests/figures" if module == "style" else f"tests/figures/test_{module}.py"
+    return Breakage(f"fig-{name}", f"e2d_lib/figures/{module}.py", old, new, tests)
+
+
 C1, C2, C3, C4 = "01_data_exploration", "02_ssflpp_preprocessing", "03_reduction_statistics", "04_training"
 C5, C6, C7 = "05_evaluation", "06_ablations", "07_generalizability"
 
@@ -52,7 +58,7 @@ BREAKAGES = [
     chapter("confirmed", C3, '["holds"].eq(True).sum()', '["holds"].eq(False).sum()'),
     chapter("best", C4, 'last["valid_auc"].max()', 'last["valid_auc"].min()'),
     chapter("last", C4, "sort=False).tail(1)", "sort=False).head(1)"),
-    chapter("swapped", C5, "evaluation.paired(few, main,", "evaluation.paired(main, few,"),
+    chapter("swapped", C5, "scoring.paired(few, main,", "scoring.paired(main, few,"),
     chapter("confusion", C5, "(probabilities >= threshold).astype(int)", "(probabilities < threshold).astype(int)"),
     chapter("wrong", C5, "((probabilities >= threshold) != labels)", "((probabilities >= threshold) == labels)"),
     chapter("fewest", C5, '== scores["fraction"].min()]', '== scores["fraction"].max()]'),
@@ -71,6 +77,42 @@ BREAKAGES = [
              "tests/study/test_runner.py -k library"),
     Breakage("size", "e2d_lib/method/preprocess.py", 'report["bytes"] / max(parts["originals"], 1)',
              'max(parts["originals"], 1) / report["bytes"]', "tests/method/test_preprocess.py -k size_report"),
+    figure("value", "intervals", 'axis.plot(own["value"], y,', 'axis.plot(own["low"], y,'),
+    figure("ends", "intervals", 'axis.hlines(y, own["low"], own["high"]', 'axis.hlines(y, own["value"], own["high"]'),
+    figure("hollow", "intervals", 'face = self.colour if self.filled else "white"',
+           'face = "white" if self.filled else self.colour'),
+    figure("order", "intervals", "ylim=(len(names) - 0.4, -0.6)", "ylim=(-0.6, len(names) - 0.4)"),
+    figure("series", "intervals", 'own, look = part[part["series"] == one]', 'own, look = part[part["series"] != one]'),
+    figure("published", "intervals", 'value=table["published"], low', 'value=table["measured"], low'),
+    figure("negated", "intervals", 'value=table["difference"])', 'value=-table["difference"])'),
+    figure("p-value", "intervals", 'f"p = {p:.2g}"', 'f"p = {1 - p:.2g}"'),
+    figure("better", "intervals", '"lower is better", "higher is better")', '"higher is better", "lower is better")'),
+    figure("chosen", "intervals", "(Look(BLUE), Look(ORANGE, filled=False))",
+           "(Look(BLUE, filled=False), Look(ORANGE))"),
+    figure("holm", "intervals", 'table["p_holm"].lt(0.05)', 'table["p_holm"].lt(0.5)'),
+    figure("not-holm", "intervals", 'table["p_holm"].lt(0.05)', 'table["p_holm"].gt(0.05)'),
+    figure("share", "intervals", "{100 * fraction:g} %", "{fraction:g} %"),
+    figure("counted", "intervals", "Look(colours[data], marks", "Look(DARK, marks"),
+    figure("roc", "curves", "left.plot(fpr, tpr,", "left.plot(tpr, fpr,"),
+    figure("recall", "curves", "right.step(recall, precision,", "right.step(precision, recall,"),
+    figure("prevalence", "curves", "right.axhline(np.mean(labels)", "right.axhline(1 - np.mean(labels)"),
+    figure("window", "curves", "axis.axvspan(start - 0.5, stop - 0.5", "axis.axvspan(start, stop"),
+    figure("quartiles", "curves", "[25, 50, 75]", "[5, 50, 95]"),
+    figure("often", "curves", "counts / repeats", "counts"),
+    figure("drawn", "curves", 'right.plot(drawn, areas[drawn], "o"', 'right.plot(drawn, areas[: len(drawn)], "o"'),
+    figure("bound", "curves", "TwoSlopeNorm(bound, 0, 1)", "TwoSlopeNorm(0.5, 0, 1)"),
+    figure("epochs", "curves", '("valid_loss", "valid_auc", "valid_f1")', '("valid_loss", "valid_f1", "valid_auc")'),
+    figure("stack", "curves", 'data["label"] == name, "n_slices"]', 'data["label"] != name, "n_slices"]'),
+    figure("lung", "images", "binary_fill_holes(body) & ~body", "binary_fill_holes(body)"),
+    figure("mask", "images", "np.ma.masked_where(~holes, holes)", "np.ma.masked_where(holes, ~holes)"),
+    figure("removed", "images", "removed = 1 - (box[1]", "removed = (box[1]"),
+    figure("box", "images", "row0, row1, col0, col1 = box\n", "col0, col1, row0, row1 = box\n"),
+    figure("opacity", "images", "alpha=0.75 * heat", "alpha=0.75 * (1 - heat)"),
+    figure("crop", "images", "image[row0:row1, col0:col1]", "image[col0:col1, row0:row1]"),
+    figure("labels", "style", 'LABEL_NAMES = {0: "negative", 1: "positive"}',
+           'LABEL_NAMES = {0: "positive", 1: "negative"}'),
+    figure("red-green", "style", '"#0072b2", "#d55e00"', '"#3a7d44", "#c8553d"'),
+    figure("legend", "style", 'loc="outside lower center"', 'loc="center"'),
 ]  # fmt: skip
 
 

@@ -14,8 +14,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from e2d_lib.elsewhere import spoil
+from e2d_lib.elsewhere.masks import MaskError
 from e2d_lib.elsewhere.spoil import FAILURES, Volume, VolumeError
 from e2d_lib.method import preprocess, reduction, ssfl
+from e2d_lib.progress import bar
 
 WHOLE, THORAX, ABDOMEN = "whole scan", "thorax", "abdomen"
 
@@ -78,10 +81,11 @@ def measure(volumes: Mapping[str, Volume], views: Sequence[str], *, n_jobs: int 
     - lung_in_window: share of them in the window's slices; of_best: that over what the best window of its width holds;
     - lung_kept: share of them inside both;
     - uncropped: share of slices that keep their whole picture, as those without body do;
-    - area_r: correlation of the measured lung areas with the true ones over the slices;
+    - area_r: correlation of the measured lung areas with the true ones over the slices; area_ratio: their sum over
+      that of the true ones;
     - breaks: see `breaks`, and warning: what the library says of the scan, "" where it says nothing.
 
-    Shares are NaN without lung, ``area_r`` where one of the two does not vary.
+    Shares and ratio are NaN without lung, ``area_r`` where one of the two does not vary.
     """
     rows, slices = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,14 +126,38 @@ def _kept(lung: np.ndarray, slices: pd.DataFrame, start: int, stop: int) -> dict
     area_r = np.corrcoef(true, areas)[0, 1] if varies else np.nan
     found = {"area": int(areas.sum()), "area_r": area_r}
     if not total:
-        return dict.fromkeys(("lung_in_crop", "lung_in_window", "of_best", "lung_kept"), np.nan) | found
+        return dict.fromkeys(("lung_in_crop", "lung_in_window", "of_best", "lung_kept", "area_ratio"), np.nan) | found
     best = slice(*ssfl.slice_window(true, width / len(true)))
     return {
         "lung_in_crop": cropped.sum() / total,
         "lung_in_window": true[start:stop].sum() / total,
         "of_best": true[start:stop].sum() / true[best].sum(),
         "lung_kept": cropped[start:stop].sum() / total,
+        "area_ratio": areas.sum() / total,
     } | found
+
+
+def against_masks(manifest: str | Path, views: Sequence[str], *, n: int, seed: int = 0, **options: Any) -> pd.DataFrame:
+    """`measure`'s table of at most ``n`` scans of a manifest (columns scan_id, path, mask), drawn by ``seed``.
+
+    Scans without a mask are passed over; ``attrs["left_out"]`` says why another was: scan_id -> reason. Raises
+    VolumeError for a manifest without masks.
+    """
+    scans = pd.read_csv(manifest, keep_default_na=False, dtype=str)
+    scans = scans[scans["mask"] != ""] if "mask" in scans else scans.head(0)
+    if scans.empty:
+        raise VolumeError(f"{manifest} names no mask: fetch a cohort with masks (e2d fetch --list)")
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(scans))[:n])
+    tables, left_out = [], {}
+    for scan in bar(scans.iloc[drawn].itertuples(), total=len(drawn), desc="against masks", unit="scan"):
+        paths = [Path(manifest).parent / path for path in (scan.path, scan.mask)]
+        try:
+            tables.append(measure({scan.scan_id: spoil.read_volume(*paths)}, views, **options).table)
+        except (VolumeError, MaskError) as error:
+            left_out[scan.scan_id] = str(error)
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["volume", "view", "breaks"])
+    table.attrs["left_out"] = left_out
+    return table
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
@@ -165,10 +193,10 @@ def breaks(row: Mapping[str, Any]) -> str:
     return "; ".join(name for name, failed in found.items() if failed)
 
 
-def listed(names: Sequence[str], of: int) -> str:
-    """Names in brackets, for prose; nothing where they are none, or all.
+def listed(names: Sequence[str]) -> str:
+    """Names in brackets, for prose; nothing where there are none.
 
-    >>> listed(["metal", "prone"], 3), listed([], 3)
+    >>> listed(["metal", "prone"]), listed([])
     (' (metal, prone)', '')
     """
-    return f" ({', '.join(names)})" if 0 < len(names) < of else ""
+    return f" ({', '.join(names)})" if names else ""

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from e2d_lib.elsewhere.masks import read_mask
 from e2d_lib.method import ssfl
 from e2d_lib.phantom import phantom
 from e2d_lib.scans.formats import guess_format
@@ -78,12 +79,12 @@ def phantom_volume(seed: int, *, matrix: int = 192, n_slices: int = 96, positive
     return Volume(np.rint(np.clip(hu, phantom.OUTSIDE_FOV, 3071)).astype(np.int16), mask > 0)
 
 
-def read_volume(path: str | Path) -> Volume:
-    """A NIfTI file or a DICOM series, through the readers; its lungs are estimated.
+def read_volume(path: str | Path, mask: str | Path = "") -> Volume:
+    """A NIfTI file or a DICOM series, through the readers; its lungs are the ``mask``'s, or estimated without one.
 
     HU are those of the readers' 8-bit lung window, -1350 to 150 in steps of 6: the method sees no more, and windowed
     again they give the same slices (axial ones of DICOM mirrored: the reader gives those as they are stored).
-    Raises VolumeError where it cannot be read as one volume.
+    Raises VolumeError where it cannot be read as one volume, or the mask's grid is another; MaskError for no mask.
     """
     # coronal slices, as the readers turn these the same way for all formats
     scan = open_scan({"path": str(path), "format": guess_format(str(path))}, view="coronal")
@@ -96,7 +97,10 @@ def read_volume(path: str | Path) -> Volume:
         raise VolumeError(f"{path} is no volume: {why}")
     grey = np.rot90(np.stack(images), -1, axes=(1, 2)).transpose(1, 0, 2)
     hu = unwindowed(grey)
-    return Volume(hu, estimate_lung(hu), Path(path).name, known=False)
+    lung = read_mask(mask, path) if mask else estimate_lung(hu)
+    if lung.shape != hu.shape:
+        raise VolumeError(f"{mask} has {lung.shape} voxels, {path} {hu.shape}: not its mask, or slices are missing")
+    return Volume(hu, lung, Path(path).name, known=bool(mask))
 
 
 def unwindowed(grey: np.ndarray, low: float = HU_LOW, width: float = HU_WIDTH) -> np.ndarray:

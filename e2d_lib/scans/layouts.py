@@ -83,10 +83,9 @@ def _mosmed(folder: Path) -> Iterator[Row]:
 
 def _covid_ct_md(folder: Path) -> Iterator[Row]:
     classes = {"covid-19 cases": 1, "cap cases": 0, "normal cases": 0}
-    for top in folder.iterdir():
-        for path in top.iterdir() if top.is_dir() and top.name.lower() in classes else ():
-            if path.is_dir():
-                yield {"scan_id": path.name, "path": path, "label": classes[top.name.lower()]}
+    for path in folder.glob("*/*/"):
+        if (top := path.parent.name.lower()) in classes:
+            yield {"scan_id": path.name, "path": path, "label": classes[top]}
 
 
 def _luna16(folder: Path) -> Iterator[Row]:

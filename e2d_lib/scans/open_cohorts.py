@@ -275,7 +275,7 @@ def fetch(
     series, licences = chosen.series, sorted(chosen.series["licence"].unique())
     say(
         f"{name}: {len(series)} patients, one series each, {series['images'].sum()} images, "
-        f"{series['mb'].sum() / 1000:.1f} GB, {', '.join(licences)}"
+        f"{series['mb'].sum() / 1000:.3g} GB, {', '.join(licences)}"
     )
     say(f"as a test bed: {COHORTS[name].wrong}")
     if dry_run:
@@ -379,7 +379,7 @@ def _download(todo: pd.DataFrame, staging: Path, endpoint_url: str) -> dict[str,
                     tmp.replace(path)
                     del failed[key]
                     bar.update(path.stat().st_size)
-                    bar.set_postfix_str(f"{len(places) - len(failed)} of {len(places)} files")
+                    bar.set_postfix_str(f"{len(places) - len(failed)} of {len(places)} files", refresh=False)
                 elif key in failed:
                     failed[key] = said.get("error", "")
         finally:

@@ -586,12 +586,12 @@ class TestModelCard:
     def test_a_card_beside_one_checkpoint_says_what_it_was_trained_on(self, data, warned):
         run = {"fold": 5, "fraction": 0.1, "seed": 3, "train": 12, "inner": 2, "valid": 40, "epoch": 3}
         text = modelcard.brief(
+            pd.DataFrame([run]),
             data=data,
             config=asdict(SMALL),
             recipe=asdict(Recipe.corrected()),
             parameters=12345,
             preprocessing=asdict(preprocess.Params()),
-            runs=pd.DataFrame([run]),
         )
         assert f"trained on {data}\n" in text and "**Not a medical device.**" in text and "1 checkpoint" in text
         assert ("They say nothing about its worth on patients' CT" in text) == warned

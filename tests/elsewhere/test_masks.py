@@ -1,0 +1,127 @@
+"""Lungs from masks: the grey values of the very volume, drawn as masks, so that any turn or shift shows."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+
+from e2d_lib.elsewhere import measure, spoil
+from e2d_lib.elsewhere.masks import LUNG, MaskError, read_mask
+from e2d_lib.elsewhere.spoil import VolumeError
+from tests.make_scans import NOISE, window, write_nifti
+
+DARK = 100  # grey value of the lung window under which a voxel is drawn
+
+
+def drawn_by(headers: list[pydicom.Dataset], pixels: dict[str, np.ndarray], path) -> None:
+    """A DICOM segmentation of the source images, a segment a name."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    maker = hd.AlgorithmIdentificationSequence("made up", codes.DCM.ArtificialIntelligence, "1")
+    kinds = {"segmented_property_category": codes.SCT.Organ, "segmented_property_type": codes.SCT.Lung}
+    described = [
+        hd.seg.SegmentDescription(k, name, algorithm_type="AUTOMATIC", algorithm_identification=maker, **kinds)
+        for k, name in enumerate(pixels, start=1)
+    ]
+    seg = hd.seg.Segmentation(
+        headers, np.stack(list(pixels.values()), -1).astype(np.uint8), "BINARY", described, "1.2.9", 1, "1.2.9.1", 1,
+        "m", "m", "1", "1",
+    )  # fmt: skip
+    seg.save_as(path)
+
+
+@pytest.fixture(scope="module")
+def folder(shared, tmp_path_factory):
+    """A real series under shuffled names, its dark voxels as a segmentation, and both beside each other."""
+    pytest.importorskip("highdicom")
+    folder = tmp_path_factory.mktemp("seg")
+    (folder / "ct").mkdir()
+    paths = sorted((shared / "data" / "lung-pet-ct-dx" / "A0002-soft-kernel").glob("*.dcm"))[4:24]
+    headers = [pydicom.dcmread(path) for path in paths]
+    for header in headers:
+        header.PatientName = "A^"  # highdicom wants two parts
+    for k, path in enumerate(paths):
+        (folder / "ct" / f"{(7 * k) % 20}.dcm").write_bytes(path.read_bytes())
+    grey = np.stack([window(h.pixel_array * float(h.RescaleSlope) + float(h.RescaleIntercept)) for h in headers])
+    dark = grey < DARK
+    dark[:3] = dark[-2:] = False  # slices that the segmentation leaves out
+    left, right = dark.copy(), dark.copy()
+    left[:, :, :200], right[:, :, 200:] = False, False
+    drawn_by(headers, {"Lung-Left": left, "Lung-Right": right, "GTV-1 lung tumor": ~dark}, folder / "seg.dcm")
+    drawn_by(headers, {"Heart": dark}, folder / "heart.dcm")
+    return folder
+
+
+@pytest.mark.shared
+def test_a_dicom_segmentation_lies_on_the_series_it_was_drawn_on(folder):
+    volume = spoil.read_volume(folder / "ct", folder / "seg.dcm")
+    assert volume.known and volume.lung.shape == volume.hu.shape == (512, 512, 20)
+    expected = window(volume.hu) < DARK
+    empty = np.flatnonzero(~volume.lung.any((0, 1)))
+    assert list(empty) in ([0, 1, 2, 18, 19], [0, 1, 17, 18, 19])
+    expected[:, :, empty] = False
+    np.testing.assert_array_equal(volume.lung, expected)
+
+
+@pytest.mark.shared
+def test_segmentations_that_do_not_fit_are_told_in_one_line(folder, shared, tmp_path):
+    with pytest.raises(MaskError, match=r"heart.dcm has no segment named lung, only Heart"):
+        read_mask(folder / "heart.dcm", folder / "ct")
+    with pytest.raises(MaskError, match="is of another series than"):
+        read_mask(folder / "seg.dcm", shared / "data" / "lung-pet-ct-dx" / "A0001-lung-kernel")
+    (tmp_path / "no.dcm").write_text("no")
+    with pytest.raises(MaskError, match=r"no.dcm is no mask of"):
+        read_mask(tmp_path / "no.dcm", folder / "ct")
+
+
+@pytest.mark.parametrize(
+    ("name", "lung"), [("Lungs-Total", True), ("Lung", True), ("left lung", True), ("Lung Nodule 1", False)]
+)
+def test_which_segments_are_lung(name, lung):
+    assert bool(LUNG.search(name)) == lung
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SRA", "PIL"])
+def test_a_nifti_mask_beside_a_nifti_volume(tmp_path, axes):
+    pytest.importorskip("SimpleITK")
+    turn = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(axes))
+    affine = np.eye(4) @ nib.orientations.inv_ornt_aff(turn, NOISE.shape)
+    dark = (window(NOISE) < DARK).astype(np.uint8)
+    paths = [
+        write_nifti(tmp_path / f"{name}.nii.gz", nib.orientations.apply_orientation(data, turn), affine)
+        for name, data in (("ct", NOISE), ("mask", dark))
+    ]
+    volume = spoil.read_volume(*paths)
+    assert volume.known
+    np.testing.assert_array_equal(volume.lung, window(volume.hu) < DARK)
+    short = write_nifti(tmp_path / "short.nii.gz", dark[:, :, 1:])
+    with pytest.raises(VolumeError, match=r"short.nii.gz has \(20, 20, 6\) voxels, .* \(20, 20, 7\)"):
+        spoil.read_volume(paths[0], short)
+
+
+def test_the_trachea_of_luna16_is_no_lung(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    values = np.random.default_rng(0).choice([0, 3, 4, 5], (4, 5, 6)).astype(np.uint8)  # slices, rows, columns
+    (tmp_path / "seg-lungs-LUNA16").mkdir()
+    path = tmp_path / "seg-lungs-LUNA16" / "1.2.mhd"
+    sitk.WriteImage(sitk.GetImageFromArray(values), path)
+    # rows go to the back, columns to the left
+    np.testing.assert_array_equal(read_mask(path, ""), np.isin(values, (3, 4)).transpose(2, 1, 0)[::-1, ::-1])
+
+
+@pytest.mark.shared
+def test_scans_with_masks_are_measured_one_by_one_and_a_bad_one_has_its_reason(folder):
+    rows = [("a", "ct", "seg.dcm"), ("b", "ct", "heart.dcm"), ("c", "ct", "")]
+    pd.DataFrame(rows, columns=["scan_id", "path", "mask"]).to_csv(folder / "manifest.csv", index=False)
+    table = measure.against_masks(folder / "manifest.csv", ["axial"], n=5, size=16)
+    assert list(table["volume"]) == ["a"] and table.attrs["left_out"] == {
+        "b": f"{folder / 'heart.dcm'} has no segment named lung, only Heart"
+    }
+    volume = spoil.read_volume(folder / "ct", folder / "seg.dcm")
+    assert table["area_ratio"][0] == pytest.approx(table["area"][0] / volume.lung.sum())
+    assert list(measure.against_masks(folder / "manifest.csv", ["axial"], n=1, seed=1, size=16)["volume"]) in (
+        [],
+        ["a"],
+    )

@@ -1,0 +1,233 @@
+"""Sources left out: who is trained on whom, and scores, against scikit-learn and by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, f1_score, recall_score, roc_auc_score
+
+from e2d_lib.evaluation import sources
+from e2d_lib.network.model import ModelConfig, build
+from e2d_lib.network.slices import ScanSlices
+
+
+@pytest.fixture(scope="module")
+def scans() -> pd.DataFrame:
+    """Three hospitals of 10, 12 and 9 scans; the last one has negatives only."""
+    rows = [("a", k % 2) for k in range(10)] + [("b", int(k < 5)) for k in range(12)] + [("c", 0)] * 9
+    table = pd.DataFrame(rows, columns=["source", "label"]).astype({"label": "Int64"})
+    return table.assign(scan_id=[f"s{k}" for k in range(len(table))])
+
+
+@pytest.fixture(scope="module")
+def features(scans) -> np.ndarray:
+    """Two replicates: a scan's number, and a score that goes with the label."""
+    rng = np.random.default_rng(5)
+    score = 1 / (1 + np.exp(-rng.normal(scans["label"].astype(float) * 1.5 - 0.7, 1, (2, len(scans)))))
+    return np.stack([np.broadcast_to(np.arange(len(scans)), score.shape), score], axis=2)
+
+
+class TestDesign:
+    def test_counts(self, scans):
+        unknown = pd.DataFrame({"source": ["", None, "a"], "label": [1, 0, pd.NA], "scan_id": ["x", "y", "z"]})
+        got = sources.design(pd.concat([scans, unknown]))
+        assert got.to_numpy().tolist() == [["a", 10, 5, 5, 2], ["b", 12, 5, 7, 2], ["c", 9, 0, 9, 1]]
+
+    def test_source_that_is_the_label(self, scans):
+        each = scans[scans["source"].ne("b")].query("source == 'c' or label == 1")
+        with pytest.raises(ValueError, match="one class only: the source is the label"):
+            sources.design(each)
+
+    def test_one_source(self, scans):
+        with pytest.raises(ValueError, match="1 sources with labelled scans: two are needed"):
+            sources.design(scans[scans["source"] == "a"])
+
+
+class TestScores:
+    def test_who_is_trained_on(self, scans, features):
+        seen: list[tuple] = []
+
+        def head(x, labels, unseen):
+            seen.append((set(x[:, 0].astype(int)), set(unseen[:, 0].astype(int))))
+            assert labels.tolist() == scans["label"].iloc[x[:, 0].astype(int)].tolist()
+            return unseen[:, 1]
+
+        of = scans["source"].to_numpy()
+        for name, allowed in (("within", 1), ("mixed", 3), ("left out", 2)):
+            seen.clear()
+            got = sources.scores(features, scans, head, designs=[name], n_folds=3)
+            assert all(not train & test for train, test in seen)
+            assert all(len({of[k] for k in train}) <= allowed for train, _ in seen)
+            for train, test in seen:
+                if name == "within":
+                    assert len({of[k] for k in train | test}) == 1
+            counted = got.groupby("replicate")["scan_id"].agg(["size", "nunique"]).to_numpy().tolist()
+            assert counted == [[22, 22], [22, 22]] if name == "within" else counted == [[31, 31], [31, 31]]
+        # Of the last design, the fits that predict: all scans of the other sources, and no other.
+        whole = [(train, test) for train, test in seen if len(train) + len(test) == len(scans)]
+        assert len(whole) == 2 * 3
+        assert all({of[k] for k in train}.isdisjoint({of[k] for k in test}) for train, test in whole)
+
+    def test_thresholds_are_the_best_of_those_allowed(self, scans, features):
+        got = sources.scores(features, scans, lambda x, labels, unseen: unseen[:, 1], designs=["left out"], n_folds=3)
+        for (replicate, source), own in got.groupby(["replicate", "source"]):
+            train = scans["source"].ne(source).to_numpy()
+            y, p = scans.loc[train, "label"].to_numpy(int), features[replicate, train, 1]
+            cuts = np.r_[np.sort(p)[:-1] + np.diff(np.sort(p)) / 2, 0.5]
+            best = max(f1_score(y, p >= cut, average="macro") for cut in cuts)
+            (carried,) = set(own["carried"])
+            assert f1_score(y, p >= carried, average="macro") == pytest.approx(best, abs=1e-12)
+            # chosen anew by folds of the source itself, or 0.5 where it has one class
+            assert set(own["anew"]) == {0.5} if source == "c" else own["anew"].nunique() <= 3
+        np.testing.assert_array_equal(
+            got["probability"], features[got["replicate"], got["scan_id"].str[1:].astype(int), 1]
+        )
+
+    def test_weights_and_more_scans_reach_the_head(self, scans, features):
+        met: list[tuple] = []
+
+        def head(x, labels, unseen):
+            met.append((x, labels))
+            return unseen[:, 1]
+
+        options = {"designs": ["left out"], "n_folds": 2}
+        more = features + 1000
+        sources.scores(
+            features[:1], scans, head, weigh=lambda t: 1 + t["label"].to_numpy(int), extra=more[:1], **options
+        )
+        n = (scans["source"] != "c").sum() + scans["label"].sum()  # each positive twice
+        both = [pair for pair in met if len(pair[0]) == 2 * n]
+        assert both and all((x[:n, 0] + 1000 == x[n:, 0]).all() and (y[:n] == y[n:]).all() for x, y in both)
+        assert all(y.sum() == 2 * 2 * scans["label"].sum() for _, y in both)
+
+
+@pytest.fixture(scope="module")
+def scored(scans, features) -> pd.DataFrame:
+    return sources.scores(features, scans, lambda x, labels, unseen: unseen[:, 1], n_folds=3)
+
+
+def test_by_source_against_scikit_learn(scored):
+    got = sources.by_source(scored).set_index(["design", "source"])
+    for (name, source), own in scored.groupby(["design", "source"]):
+        parts = [part for _, part in own.groupby("replicate")]
+        y = parts[0]["label"].to_numpy(int)
+        row = got.loc[(name, source)]
+        assert (row["scans"], row["positive"]) == (len(y), y.sum())
+        assert row["brier"] == pytest.approx(np.mean([brier_score_loss(y, part["probability"]) for part in parts]))
+        called = [(part["probability"] >= part["carried"]).to_numpy(int) for part in parts]
+        assert row["specificity"] == pytest.approx(np.mean([recall_score(y, c, pos_label=0) for c in called]))
+        if y.any():
+            assert row["roc_auc"] == pytest.approx(np.mean([roc_auc_score(y, part["probability"]) for part in parts]))
+            assert row["sensitivity"] == pytest.approx(np.mean([recall_score(y, c) for c in called]))
+            f1 = [f1_score(y, part["probability"] >= 0.5, average="macro") for part in parts]
+            assert row["macro_f1_0.5"] == pytest.approx(np.mean(f1))
+        else:
+            assert np.isnan(row["roc_auc"]) and np.isnan(row["slope"])
+
+
+def test_challenge_score_with_and_without_the_absent_class():
+    table = pd.DataFrame(
+        {
+            "design": "left out", "replicate": 0, "scan_id": list("pqrstu"), "source": ["a"] * 4 + ["b"] * 2,
+            "label": [1, 1, 0, 0, 0, 0], "probability": [0.9, 0.2, 0.1, 0.6, 0.1, 0.7],
+            "carried": 0.15, "anew": 0.65,
+        }
+    )  # fmt: skip
+    got = sources.challenge(table).set_index(["threshold", "absent_class"])["value"]
+    # at 0.5 source a has one right and one wrong of each class: F1 1/2 and 1/2; b calls one of two wrongly: 2/3, and 0
+    assert got["0.5", "counted as 0"] == pytest.approx((1 / 2 + (2 / 3 + 0) / 2) / 2)
+    assert got["0.5", "left out"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    # at 0.15: positive 2 of 2 found, one false: F1 4/5, negatives 1 of 2: 2/3; b as before
+    assert got["carried", "left out"] == pytest.approx(((4 / 5 + 2 / 3) / 2 + 2 / 3) / 2)
+    # at 0.65: one positive found, none false: 2/3; negatives 2 found and one missed: 4/5; b: one called positive
+    assert got["anew", "left out"] == pytest.approx(((2 / 3 + 4 / 5) / 2 + 2 / 3) / 2)
+
+
+class TestCalibration:
+    def test_against_scikit_learn(self):
+        rng = np.random.default_rng(2)
+        logit = rng.normal(0, 1.5, 400)
+        y = (rng.random(400) < 1 / (1 + np.exp(-(0.4 + 0.6 * logit)))).astype(int)
+        got = sources.calibration(y, 1 / (1 + np.exp(-logit)))
+        fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logit[:, None], y)
+        assert got["slope"] == pytest.approx(fit.coef_[0, 0], abs=1e-3)
+        assert got["intercept"] == pytest.approx(fit.intercept_[0], abs=1e-3)
+
+    @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
+    def test_none_where_no_slope_is_finite(self, labels):
+        assert all(np.isnan(value) for value in sources.calibration(labels, np.array([0.1, 0.2, 0.7, 0.8])).values())
+
+
+class TestDifference:
+    def of(self, seed: int, gain: float) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        rows = [
+            {
+                "source": s,
+                "scan_id": f"{s}{k}",
+                "label": k % 2,
+                "replicate": r,
+                "probability": rng.normal(gain * (k % 2)),
+            }
+            for r in range(3)
+            for s in "ab"
+            for k in range(14)
+        ]
+        return pd.DataFrame(rows)
+
+    def test_value_interval_and_sign(self):
+        first, second = self.of(0, 2.0), self.of(1, 0.5)
+        got = sources.auc_difference(first, second, n_boot=4000, rng=np.random.default_rng(0))
+
+        def mean(table: pd.DataFrame) -> float:
+            keys = table.groupby(["source", "replicate"])
+            return float(np.mean([roc_auc_score(part["label"], part["probability"]) for _, part in keys]))
+
+        assert got["difference"] == pytest.approx(mean(first) - mean(second), abs=1e-12)
+        back = sources.auc_difference(second, first, n_boot=4000, rng=np.random.default_rng(0))
+        assert (back["difference"], back["low"], back["high"]) == pytest.approx(
+            (-got["difference"], -got["high"], -got["low"]), abs=1e-9
+        )
+        # Plain resampling: two of three replicates, and scans within source and class, both with replacement.
+        of = {
+            (sign, *key): part["probability"].to_numpy()
+            for sign, table in ((1, first), (-1, second))
+            for key, part in table.groupby(["source", "replicate"])
+        }
+        rng, drawn = np.random.default_rng(1), []
+        for _ in range(400):
+            taken, value = rng.integers(0, 3, 2), 0.0
+            for source in "ab":
+                negative, positive = (rng.choice(np.arange(label, 14, 2), 7) for label in (0, 1))
+                for sign, replicate in ((sign, r) for sign in (1, -1) for r in taken):
+                    p = of[sign, source, replicate]
+                    value += sign * (p[positive][:, None] > p[negative]).mean() / 4
+            drawn.append(value)
+        assert got["high"] - got["low"] == pytest.approx(np.ptp(np.quantile(drawn, [0.025, 0.975])), rel=0.2)
+
+    def test_nothing_between_equals(self):
+        got = sources.auc_difference(self.of(0, 1), self.of(0, 1), n_boot=50, rng=np.random.default_rng(0))
+        assert got == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+
+    def test_sources_of_one_class(self):
+        one = self.of(0, 1).assign(label=0)
+        with pytest.raises(ValueError, match="no source has both classes"):
+            sources.auc_difference(one, one, n_boot=5, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("change", [None, lambda images: 255 - images], ids=["plain", "changed"])
+def test_features_are_means_over_the_drawn_slices(change):
+    rng = np.random.default_rng(3)
+    arrays = [rng.integers(0, 256, (width, 32, 32), dtype=np.uint8) for width in (4, 7)]
+    scans = ScanSlices.from_arrays(arrays, [np.ones(len(a), int) for a in arrays], [0, 1], ["p", "q"])
+    net = build(ModelConfig(backbone="test_efficientnet", pretrained=False, drop_path=0.0, size=32)).eval()
+    drawn = np.array([[[0, 1, 3], [0, 2, 6]], [[1, 1, 2], [3, 4, 5]]])
+    got = sources.scan_features(net, scans, drawn, change=change)
+    assert got.shape[:2] == (2, 2)
+    for replicate, scan in np.ndindex(2, 2):
+        images = torch.from_numpy(arrays[scan][drawn[replicate, scan]]).unsqueeze(1)
+        images = images if change is None else change(images)
+        with torch.inference_mode():
+            expected = torch.stack([net.backbone(net.normalise(image[None]))[0] for image in images]).mean(0)
+        np.testing.assert_allclose(got[replicate, scan], expected, rtol=1e-4, atol=1e-5)
