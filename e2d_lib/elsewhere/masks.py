@@ -7,7 +7,8 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-LUNG = re.compile(r"lung(?!.*(nodule|lesion|tumou?r|mass|neoplasm|cancer))", re.IGNORECASE)
+LUNG = re.compile(r"^(?!.*(nodule|lesion|tumou?r|mass|neoplas|cancer|gtv)).*lung", re.IGNORECASE)
+"""What names a segment of lung, and of nothing in it."""
 
 
 class MaskError(ValueError):
@@ -17,9 +18,9 @@ class MaskError(ValueError):
 def read_mask(path: str | Path, volume: str | Path) -> np.ndarray:
     """(x, y, z) bool, canonical axes: the lungs of a mask in the grid of ``volume``.
 
-    path: a DICOM segmentation (``.dcm``) of the series in the folder ``volume``, of whose segments those named lung are
-    taken together; or a volume that SimpleITK reads, in the CT's grid, where all that is not 0 is lung (LUNA16: 3 and
-    4, as 5 is the trachea). Raises MaskError.
+    path: a DICOM segmentation (``.dcm``) of the series in the folder ``volume``, of whose segments those called lung,
+    by label or type, are taken together; or a volume that SimpleITK reads, in the CT's grid, where all that is not 0 is
+    lung (LUNA16: 3 and 4, as 5 is the trachea). Raises MaskError.
     """
     try:
         return _segmentation(path, volume) if Path(path).suffix.lower() == ".dcm" else _image(path)
@@ -42,7 +43,8 @@ def _segmentation(path: str | Path, volume: str | Path) -> np.ndarray:
     import highdicom as hd
 
     seg = hd.seg.segread(str(path))
-    names = {number: seg.get_segment_description(number).segment_label for number in seg.segment_numbers}
+    described = {number: seg.get_segment_description(number) for number in seg.segment_numbers}
+    names = {number: f"{it.segment_label} ({it.segmented_property_type.meaning})" for number, it in described.items()}
     lungs = [number for number, name in names.items() if LUNG.search(name)]
     if not lungs:
         raise MaskError(f"{path} has no segment named lung, only {', '.join(names.values())}")

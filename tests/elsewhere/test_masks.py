@@ -20,9 +20,10 @@ def drawn_by(headers: list[pydicom.Dataset], pixels: dict[str, np.ndarray], path
     from pydicom.sr.codedict import codes
 
     maker = hd.AlgorithmIdentificationSequence("made up", codes.DCM.ArtificialIntelligence, "1")
-    kinds = {"segmented_property_category": codes.SCT.Organ, "segmented_property_type": codes.SCT.Lung}
+    how = {"algorithm_type": "AUTOMATIC", "algorithm_identification": maker}
+    types = {"Heart": codes.SCT.Heart}
     described = [
-        hd.seg.SegmentDescription(k, name, algorithm_type="AUTOMATIC", algorithm_identification=maker, **kinds)
+        hd.seg.SegmentDescription(k, name, codes.SCT.Organ, types.get(name, codes.SCT.Lung), **how)
         for k, name in enumerate(pixels, start=1)
     ]
     seg = hd.seg.Segmentation(
@@ -49,7 +50,7 @@ def folder(shared, tmp_path_factory):
     dark[:3] = dark[-2:] = False  # slices that the segmentation leaves out
     left, right = dark.copy(), dark.copy()
     left[:, :, :200], right[:, :, 200:] = False, False
-    drawn_by(headers, {"Lung-Left": left, "Lung-Right": right, "GTV-1 lung tumor": ~dark}, folder / "seg.dcm")
+    drawn_by(headers, {"Lung-Left": left, "R": right, "GTV-1 lung tumor": ~dark}, folder / "seg.dcm")
     drawn_by(headers, {"Heart": dark}, folder / "heart.dcm")
     return folder
 
@@ -67,7 +68,7 @@ def test_a_dicom_segmentation_lies_on_the_series_it_was_drawn_on(folder):
 
 @pytest.mark.shared
 def test_segmentations_that_do_not_fit_are_told_in_one_line(folder, shared, tmp_path):
-    with pytest.raises(MaskError, match=r"heart.dcm has no segment named lung, only Heart"):
+    with pytest.raises(MaskError, match=r"heart.dcm has no segment named lung, only Heart \(Heart\)"):
         read_mask(folder / "heart.dcm", folder / "ct")
     with pytest.raises(MaskError, match="is of another series than"):
         read_mask(folder / "seg.dcm", shared / "data" / "lung-pet-ct-dx" / "A0001-lung-kernel")
@@ -77,7 +78,8 @@ def test_segmentations_that_do_not_fit_are_told_in_one_line(folder, shared, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "lung"), [("Lungs-Total", True), ("Lung", True), ("left lung", True), ("Lung Nodule 1", False)]
+    ("name", "lung"),
+    [("Lungs-Total", True), ("Lung", True), ("Segment 1 (Lung)", True), ("Lung Nodule 1 (Lung)", False)],
 )
 def test_which_segments_are_lung(name, lung):
     assert bool(LUNG.search(name)) == lung
@@ -117,7 +119,7 @@ def test_scans_with_masks_are_measured_one_by_one_and_a_bad_one_has_its_reason(f
     pd.DataFrame(rows, columns=["scan_id", "path", "mask"]).to_csv(folder / "manifest.csv", index=False)
     table = measure.against_masks(folder / "manifest.csv", ["axial"], n=5, size=16)
     assert list(table["volume"]) == ["a"] and table.attrs["left_out"] == {
-        "b": f"{folder / 'heart.dcm'} has no segment named lung, only Heart"
+        "b": f"{folder / 'heart.dcm'} has no segment named lung, only Heart (Heart)"
     }
     volume = spoil.read_volume(folder / "ct", folder / "seg.dcm")
     assert table["area_ratio"][0] == pytest.approx(table["area"][0] / volume.lung.sum())
