@@ -146,7 +146,7 @@ def listing(index: str | Path | None = None) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """series: a row a patient, of the index, with label, source, scan_id and mask (url, "" for none).
+    """series: a row a patient, of the index, with label, source, scan_id, mask (url or ""), mask_doi, mask_licence.
 
     rejected: patient, series, description, images, label, reason; what was not chosen.
     """
@@ -205,12 +205,13 @@ def choose(
     best = fit.drop_duplicates("PatientID").sort_values("PatientID")
     ct["label"] = ct["collection_id"].map(cohort.collections)
     ct.loc[fit.index.difference(best.index), "reason"] = "another series of the patient is taken"
-    mask_of = dict(zip(masks["StudyInstanceUID"], masks["url"], strict=True))
+    drawn = masks.drop_duplicates("StudyInstanceUID", keep="last").set_index("StudyInstanceUID")
+    drawn = drawn.reindex(best["StudyInstanceUID"])[["url", "doi", "licence"]].fillna("").astype(str)
     best = best.assign(
         label=best["collection_id"].map(cohort.collections),
         source=best["PatientID"].astype(str).str.extract(cohort.site or "(?!)()")[0].fillna(best["collection_id"]),
         scan_id=[safe(patient) for patient in best["PatientID"]],
-        mask=[mask_of.get(study, "") for study in best["StudyInstanceUID"]],
+        **dict(zip(("mask", "mask_doi", "mask_licence"), drawn.to_numpy().T, strict=True)),
     )
     if patients:
         order = np.random.default_rng(seed).permutation(len(best))
@@ -272,7 +273,8 @@ def fetch(
     """
     folder = Path(folder)
     chosen = choose(name, patients=patients, seed=seed, index=index)
-    series, licences = chosen.series, sorted(chosen.series["licence"].unique())
+    series = chosen.series
+    licences = sorted({*series["licence"], *series["mask_licence"]} - {""})
     say(
         f"{name}: {len(series)} patients, one series each, {series['images'].sum()} images, "
         f"{series['mb'].sum() / 1000:.3g} GB, {', '.join(licences)}"
@@ -321,8 +323,11 @@ def fetch(
 
 
 def citation(series: pd.DataFrame) -> str:
-    """What to cite and under which licence the images are, a line a collection."""
-    rows = series[["collection_id", "doi", "licence"]].drop_duplicates().itertuples(index=False)
+    """What to cite and under which licence the images and masks are, a line each."""
+    images = series[["collection_id", "doi", "licence"]]
+    masks = series.loc[series["mask"] != "", ["collection_id", "mask_doi", "mask_licence"]]
+    masks = masks.assign(collection_id=masks["collection_id"] + ", lung masks").set_axis(images.columns, axis=1)
+    rows = pd.concat([images, masks]).drop_duplicates().itertuples(index=False)
     lines = [f"{name}: https://doi.org/{doi}, {licence}" for name, doi, licence in rows]
     idc = "NCI Imaging Data Commons: Fedorov et al., RadioGraphics 43 (12), 2023, https://doi.org/10.1148/rg.230180"
     return "\n".join(["Cite these if you use the images, and keep to their licences.", *lines, idc, ""])

@@ -62,6 +62,14 @@ class TestIndex:
         assert table.loc["nsclc-radiomics", ["masks", "licence"]].tolist() == [421, "CC BY-NC 3.0"]
         assert table["wrong"].str.len().gt(20).all()
 
+    def test_masks_are_credited_by_their_own_makers_and_licence(self, shipped):
+        text = open_cohorts.citation(open_cohorts.choose("lung-pet-ct-dx").series)
+        assert "lung_pet_ct_dx: https://doi.org/10.7937/tcia.2020.nnc2-0461, CC BY 4.0\n" in text
+        assert "lung_pet_ct_dx, lung masks: https://doi.org/10.5281/zenodo.8345959, CC BY 4.0\n" in text
+        text = open_cohorts.citation(open_cohorts.choose("nsclc-radiomics").series)
+        assert text.count("10.7937/k9/tcia.2015.pf0m9rei, CC BY-NC 3.0") == 2
+        assert "lung masks" not in open_cohorts.citation(open_cohorts.choose("ricord").series)
+
     @pytest.mark.parametrize("name", open_cohorts.COHORTS)
     def test_one_series_a_patient_and_a_reason_for_each_other(self, shipped, name):
         chosen = open_cohorts.choose(name)
