@@ -9,7 +9,9 @@ import pytest
 from e2d_lib.elsewhere import measure, spoil
 from e2d_lib.elsewhere.masks import LUNG, MaskError, read_mask
 from e2d_lib.elsewhere.spoil import VolumeError
+from e2d_lib.scans import open_cohorts
 from tests.make_scans import NOISE, window, write_nifti
+from tests.scans.test_open_cohorts import s3  # noqa: F401
 
 DARK = 100  # grey value of the lung window under which a voxel is drawn
 
@@ -127,3 +129,30 @@ def test_scans_with_masks_are_measured_one_by_one_and_a_bad_one_has_its_reason(f
         [],
         ["a"],
     )
+
+
+@pytest.mark.shared
+def test_masks_come_with_the_scans_they_were_drawn_on(folder, s3, tmp_path):  # noqa: F811
+    """From a bucket of a real S3 server, by the index that names series and segmentation."""
+    client, url = s3
+    client.create_bucket(Bucket="lungs", ACL="public-read")
+    rows = []
+    for kind, paths in (("CT", sorted((folder / "ct").iterdir())), ("SEG", [folder / "seg.dcm"])):
+        for path in paths:
+            client.put_object(Bucket="lungs", Key=f"{kind}/{path.name}", Body=path.read_bytes(), ACL="public-read")
+        rows.append(
+            {"collection_id": "nsclc_radiomics", "PatientID": "LUNG1-001", "StudyInstanceUID": "1.2", "Modality": kind}
+            | {"SeriesInstanceUID": f"1.2.{kind}", "sop_class_name": "CT Image Storage", "instanceCount": len(paths)}
+            | {"SeriesDescription": {"CT": "", "SEG": "Segmentation"}[kind], "license_short_name": f"licence of {kind}"}
+            | {"series_size_MB": sum(path.stat().st_size for path in paths) / 1e6, "source_DOI": f"10.1/{kind}"}
+            | {"series_aws_url": f"s3://lungs/{kind}/*"}
+        )
+    pd.DataFrame(rows).to_parquet(tmp_path / "index.parquet")
+    how = {"accept_licence": True, "endpoint_url": url, "index": tmp_path / "index.parquet", "n_jobs": 1}
+    said = []
+    manifest = open_cohorts.fetch("nsclc-radiomics", tmp_path / "out", say=said.append, **how)
+    assert manifest["mask"].tolist() == ["masks/LUNG1-001/seg.dcm"]
+    assert "licence of CT, licence of SEG" in said[0]
+    assert "lung masks: https://doi.org/10.1/SEG, licence of SEG" in (tmp_path / "out" / "CITATION.txt").read_text()
+    table = measure.against_masks(tmp_path / "out" / "manifest.csv", ["axial"], n=1, size=16)
+    assert list(table["volume"]) == ["LUNG1-001"] and table["n_slices"][0] == 20 and not table.attrs["left_out"]
