@@ -68,16 +68,16 @@ def test_two_commands_from_nothing_to_scores_of_patients(bucket, tmp_path, monke
     assert main(["fetch", "ricord", str(data), "--accept-licence", *where]) == 0
     small = ["04.epochs=1", "04.fractions=[1.0]", "04.folds=[5]", "n_boot=50", "n_jobs=1", "02.size=48"]
     options = [part for item in small for part in ("-p", item)]
-    options += ["--data-root", str(data / "manifest.csv"), "--out", str(run), "--only", "01,02,04,05", "--quiet"]
+    options += ["--data-root", str(data / "manifest.csv"), "--out", str(run), "--only", "01,02,04", "--quiet"]
     assert main(["run", "--profile", "open-cpu", *options]) == 0
     cohort = pd.read_parquet(run / "01_data_exploration" / "cohort.parquet")
     assert len(cohort) == PATIENTS and cohort["label"].sum() == PATIENTS / 2 and set(cohort["source"]) == {
         "419000", "419001", "419002"
     }  # fmt: skip
-    scores = pd.read_csv(run / "05_evaluation" / "tables" / "scan_scores.csv")
+    scores = pd.read_parquet(run / "04_training" / "predictions.parquet").query("part == 'valid'")
     manifest = pd.read_csv(data / "manifest.csv")
     assert set(scores["scan_id"]) == set(manifest.loc[manifest["split"] == "valid", "scan_id"])
-    assert json.loads((run / "05_evaluation" / "headline.json").read_text())["data"] == "ricord"
+    assert json.loads((run / "04_training" / "headline.json").read_text())["data"] == "ricord"
     (checkpoint,) = (run / "04_training" / "runs").glob("*/model.safetensors")
     card = (checkpoint.parent / "model_card.md").read_text()
     assert "trained on ricord" in card and "phantom" not in card
