@@ -66,7 +66,7 @@ def test_two_commands_from_nothing_to_scores_of_patients(bucket, tmp_path, monke
     data, run = tmp_path / "ricord", tmp_path / "run"
     where = ["--endpoint-url", url, "--index", str(index), "--jobs", "1"]
     assert main(["fetch", "ricord", str(data), "--accept-licence", *where]) == 0
-    small = ["04.epochs=1", "04.fractions=[1.0]", "04.folds=[5]", "n_boot=50", "n_jobs=1", "02.size=48"]
+    small = ["04.epochs=1", "04.fractions=[1.0]", "04.folds=[5]", "n_jobs=1", "02.size=48"]
     options = [part for item in small for part in ("-p", item)]
     options += ["--data-root", str(data / "manifest.csv"), "--out", str(run), "--only", "01,02,04", "--quiet"]
     assert main(["run", "--profile", "open-cpu", *options]) == 0
