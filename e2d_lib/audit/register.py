@@ -120,13 +120,17 @@ def register(
 
 
 def areas_on_crop(cohort: pd.DataFrame, done: Preprocessed) -> Preprocessed | None:
-    """``cropped`` for `register`: the cohort preprocessed as ``done``, into the same cache, but areas on the crop.
+    """``cropped`` for `register`: the cohort as ``done``, with the areas measured on the crop.
 
     None where there is no crop to measure them on.
     """
     if not done.params.crop:
         return None
-    return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
+    if "area_crop" not in done.slices or done.slices["area_crop"].isna().any():  # a cache made before it was kept
+        return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
+    cropped = replace(done, params=replace(done.params, area_on="crop"))
+    cropped.__dict__["slices"] = done.slices.assign(area=done.slices["area_crop"])  # in place of what it would read
+    return cropped
 
 
 def markdown(register: pd.DataFrame, *, data: str = "") -> str:

@@ -53,7 +53,7 @@ NO_LOSS = (readers.Reason.TWIN, readers.Reason.SYSTEM_FILE)
 
 SLICES = pa.schema(
     [("scan_id", pa.string()), ("index", pa.int64()), ("name", pa.string())]
-    + [(name, pa.int64()) for name in ("height", "width", "row0", "row1", "col0", "col1", "area")]
+    + [(name, pa.int64()) for name in ("height", "width", "row0", "row1", "col0", "col1", "area", "area_crop")]
 )
 FINDINGS = pa.schema([(name, pa.string()) for name in readers.Finding._fields])
 COHORT = ("split", "label", "fold", "source", "format")
@@ -141,7 +141,8 @@ class Preprocessed:
     @cached_property
     def slices(self) -> pd.DataFrame:
         """One row for each slice left, excluded scans too: scan_id, index, name, height, width (of the whole slice),
-        row0, row1, col0, col1 (the crop [row0, row1) x [col0, col1)), area (lung, pixels)."""
+        row0, row1, col0, col1 (the crop [row0, row1) x [col0, col1)), area (lung, pixels), area_crop (the same measured
+        on the crop alone, as the released code does on test scans; empty in caches made before it was kept)."""
         return pd.read_parquet(self.folder / "slices.parquet")
 
     @cached_property
@@ -351,7 +352,10 @@ def _measure(
     for index, (name, image) in enumerate(zip(names, images, strict=True)):
         box, area = ssfl.measure(image, area_on="full" if whole else params.area_on)
         height, width = image.shape
-        rows.append((scan_id, index, name, height, width, *((0, height, 0, width) if whole else box), area))
+        row0, row1, col0, col1 = box = (0, height, 0, width) if whole else box
+        same = whole or params.area_on == "crop"
+        on_crop = area if same else ssfl.lung_area(image[row0:row1, col0:col1])
+        rows.append((scan_id, index, name, height, width, *box, area, on_crop))
     return pd.DataFrame(rows, columns=SLICES.names).astype(dict.fromkeys(SLICES.names[3:], "int64")), images
 
 
@@ -582,9 +586,10 @@ def _consolidate(
                 path = folder / "scans" / f"{stem(row['scan_id'])}.json"
                 there = row["scan_id"] not in gone
                 group_records.append(io.read_json(path) if there else gone[row["scan_id"]])
-                tables.append(
-                    pq.read_table(path.with_suffix(".parquet")).cast(SLICES) if there else SLICES.empty_table()
-                )
+                table = pq.read_table(path.with_suffix(".parquet")) if there else SLICES.empty_table()
+                if "area_crop" not in table.column_names:  # made before it was kept
+                    table = table.append_column("area_crop", pa.nulls(len(table), pa.int64()))
+                tables.append(table.cast(SLICES))
             slices.write_table(pa.concat_tables(tables).combine_chunks())
             noted = [dict(zip(FINDINGS.names, f, strict=True)) for r in group_records for f in r["findings"]]
             findings.write_table(pa.Table.from_pylist(noted, schema=FINDINGS))
