@@ -112,7 +112,7 @@ def page(server):
         browser.close()
 
 
-def wait(page, condition, seconds: float = 240) -> None:
+def wait(page, condition, seconds: float = 600) -> None:
     for _ in range(int(seconds * 5)):
         if condition():
             return
