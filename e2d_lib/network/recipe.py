@@ -48,6 +48,7 @@ class Recipe:
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"  # auto: bf16 or else fp16 on CUDA, off elsewhere
     channels_last: bool = True
     compile: bool = False
+    micro_batch: int = 0  # slices at once, gradients added up to the step; 0: as many of them as free memory holds
     deterministic: bool = False  # slower on a GPU; on a CPU runs repeat anyway
     seed: int = 42
 

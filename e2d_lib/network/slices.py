@@ -5,7 +5,6 @@ memory-mapped. There is no loader process; where it helps, a thread works one ba
 """
 
 import math
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pandas as pd
 import torch
 
 from e2d_lib.method import kds
+from e2d_lib.network.device import free
 from e2d_lib.network.recipe import Recipe
 from e2d_lib.progress import bar
 
@@ -68,7 +68,7 @@ class ScanSlices:
         """From one (width, S, S) uint8 array a scan (a memmap is fine) and the lung area of each slice.
 
         n_slices defaults to the widths. resident: keep the pixels on the device; "auto" does so where they take at most
-        60 % of a GPU's free memory, or half of the machine's on CPU.
+        60 % of the memory that is free there.
         Raises DatasetError when lengths, shapes or dtypes disagree.
         """
         counts = {"arrays": len(arrays), "areas": len(areas), "labels": len(labels), "scan_ids": len(scan_ids)}
@@ -156,9 +156,7 @@ class ScanSlices:
 
 def _budget(device: torch.device) -> int:
     """Bytes that pixels may take on a device, leaving room for the model."""
-    if device.type == "cuda":
-        return int(0.6 * torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(0.6 * free(device))
 
 
 def _to_device(arrays: Sequence[np.ndarray], widths: np.ndarray, size: int, device: torch.device) -> torch.Tensor:

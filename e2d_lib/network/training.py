@@ -19,9 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from e2d_lib import io
+from e2d_lib.network import memory
 from e2d_lib.network.augment import Augment
 from e2d_lib.network.checkpoint import SELECTED, STATE, load, read_state, restore, save, write_state
-from e2d_lib.network.device import TrainingError, autocast, precision, resolve_device, seeded, settled
+from e2d_lib.network.device import TrainingError, autocast, free, precision, resolve_device, seeded, settled
 from e2d_lib.network.inference import infer, predict, table
 from e2d_lib.network.model import E2D, ModelConfig, build
 from e2d_lib.network.recipe import Recipe
@@ -105,7 +106,13 @@ def fit(
         images = sum(len(step) for step in visits(parts["train"], recipe, 1)) * recipe.n_samples
         done = len(run.history)
         shown = bar(total=images * recipe.epochs, initial=images * done, desc="training", unit="img", unit_scale=True)
-        with shown, _writer(run.out_dir if tensorboard else None) as log:
+        told = memory.told(run.at_once, slices_train.size)
+        if run.at_once < run.images_a_step:
+            shown.write(
+                f"{run.images_a_step} slices a step go through the network {run.at_once} at a time: "
+                "the same loss, but batch normalisation sees the smaller batches"
+            )
+        with told, shown, _writer(run.out_dir if tensorboard else None) as log:
             for epoch in range(done + 1, recipe.epochs + 1):
                 row = {"epoch": epoch, "lr": run.rate(epoch * run.steps_an_epoch - 1)}
                 row["loss"] = train_epoch(run, parts["train"], epoch, shown.update)
@@ -156,6 +163,7 @@ class State:
     recipe: Recipe
     device: torch.device
     steps_an_epoch: int
+    at_once: int  # slices in one forward and backward pass
     out_dir: Path
     same: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
@@ -163,6 +171,10 @@ class State:
 
     def rate(self, number: int) -> float:
         return learning_rate(number, self.recipe.epochs * self.steps_an_epoch, self.recipe)
+
+    @property
+    def images_a_step(self) -> int:
+        return self.recipe.scans_per_step * self.recipe.n_samples
 
     @property
     def evaluated(self) -> E2D:
@@ -187,7 +199,11 @@ def begin(parts: dict[str, ScanSlices], config: ModelConfig, recipe: Recipe, out
     net = build(replace(config, pretrained=False) if saved else config, seed=recipe.seed)
     net.config = config
     net.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision(recipe.amp, device) == torch.float16)
+    dtype = precision(recipe.amp, device)
+    images = recipe.scans_per_step * recipe.n_samples
+    at_once = recipe.micro_batch or (saved or {}).get("at_once")  # a resumed run goes on as it began
+    at_once = at_once or memory.fitting(config, images, parts["train"].size, dtype, free(device))
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     run = State(
         net=net,
         trained=torch.compile(net) if recipe.compile else net,
@@ -198,6 +214,7 @@ def begin(parts: dict[str, ScanSlices], config: ModelConfig, recipe: Recipe, out
         recipe=recipe,
         device=device,
         steps_an_epoch=steps,
+        at_once=at_once,
         out_dir=out_dir,
         same=same,
     )
@@ -235,16 +252,20 @@ def step(run: State, images: torch.Tensor, now: Batch, number: int) -> torch.Ten
     """One step of the optimiser, ``number`` counted over the run; the summed loss. images: (N, 1, S, S), augmented."""
     for group in run.optimiser.param_groups:
         group["lr"] = run.rate(number)
-    with autocast(precision(run.recipe.amp, run.device), run.device):
-        logits = run.trained(images, now.blank)
-    loss = F.binary_cross_entropy_with_logits(logits.float(), now.targets, reduction="sum")
-    run.scaler.scale(loss / len(now.targets)).backward()
+    total = torch.zeros((), device=run.device)
+    parts = (whole.split(run.at_once) for whole in (images, now.blank, now.targets))
+    for pixels, blank, targets in zip(*parts, strict=True):
+        with autocast(precision(run.recipe.amp, run.device), run.device):
+            logits = run.trained(pixels, blank)
+        loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+        run.scaler.scale(loss / len(now.targets)).backward()  # gradients of the parts add up to the step's
+        total += loss.detach()
     run.scaler.step(run.optimiser)
     run.scaler.update()
     run.optimiser.zero_grad(set_to_none=True)
     if run.average:
         run.average.update(run.net, step=number)
-    return loss.detach()
+    return total
 
 
 def score(run: State, slices: ScanSlices, epoch: int) -> dict[str, float]:
@@ -268,8 +289,8 @@ def keep(run: State, epoch: int) -> None:
             )
     if recipe.select == "last" or better(score, run.best["score"], recipe.select_by):
         run.best = {"epoch": epoch, "score": score}
-        save(run.out_dir / SELECTED, run.evaluated, recipe, epoch=epoch, score=score)
-    state: dict[str, Any] = {"same": run.same, "history": run.history, "best": run.best}
+        save(run.out_dir / SELECTED, run.evaluated, recipe, epoch=epoch, score=score, at_once=run.at_once)
+    state: dict[str, Any] = {"same": run.same, "history": run.history, "best": run.best, "at_once": run.at_once}
     if epoch < recipe.epochs:
         state |= {
             "net": run.net.state_dict(),
