@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib import io, words
-from e2d_lib.evaluation import comparison, metrics
+from e2d_lib.evaluation import compare as compare_runs
+from e2d_lib.evaluation import metrics
 from e2d_lib.method import preprocess
 from e2d_lib.network import experiments, training
 from e2d_lib.network.model import ModelConfig
@@ -29,7 +30,8 @@ SSFL: dict[str, dict[str, Any]] = {
 }
 """Which steps of SSFL++ are done, as parameters of `preprocess.Params`."""
 
-METRICS = ("roc_auc", "macro_f1")
+NAMES = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}
+METRICS = tuple(NAMES)
 FILES = ("setting.json", "scores.parquet")
 
 
@@ -204,8 +206,9 @@ def compare(
 
     Columns: cell, the choices that differ, metric, value (mean over seeds), low, high (95 %, scans resampled), seed_sd,
     redraw_sd, score_sd (of a scan's probability over redraws), n (scans); baseline, difference, difference_low,
-    difference_high, p_value and p_holm, which compare the means over seeds on the scans that both have: DeLong's test
-    for ROC AUC, a paired bootstrap for macro F1. p_holm corrects for all comparisons of the table on that metric.
+    difference_high, p_value, detectable and p_holm, which compare the means over seeds on the scans that both have,
+    scans and seeds both as a sample (`compare.test`; of one seed each over scans alone). detectable: the smallest
+    difference seen with 80 % power. p_holm corrects for all comparisons of the table on that metric.
 
     Raises ValueError for an unknown baseline.
     """
@@ -221,7 +224,7 @@ def compare(
         spread = stability(result.scores)
         paired = pd.DataFrame()
         if partners[name] != name:
-            paired = _paired(results[partners[name]].scores, result.scores, rng=rng, n_boot=n_boot)
+            paired = _paired(results[partners[name]].scores, result.scores)
         for metric in METRICS:
             row = {"cell": name, **varied.loc[name], "metric": metric}
             row |= table.loc[metric, ["value", "low", "high", "seed_sd", "n"]].to_dict()
@@ -230,7 +233,7 @@ def compare(
             row |= paired.loc[metric].to_dict() if len(paired) else {}
             rows.append(row)
     columns = ["cell", *varied.columns, "metric", "value", "low", "high", "seed_sd", "redraw_sd", "score_sd", "n"]
-    columns += ["baseline", "difference", "difference_low", "difference_high", "p_value"]
+    columns += ["baseline", "difference", "difference_low", "difference_high", "p_value", "detectable"]
     table = pd.DataFrame(rows).reindex(columns=columns).astype({"n": int})
     table["p_holm"] = table.groupby("metric")["p_value"].transform(lambda p: metrics.adjust(p))
     return table
@@ -242,14 +245,17 @@ def finished(folder: str | Path) -> dict[str, pd.DataFrame]:
 
 
 def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
-    """What a sweep says about ROC AUC, as items of a Markdown list: which cells differ from the baseline, or none."""
-    tested = comparison[comparison["metric"].eq("roc_auc") & comparison["p_holm"].notna()]
-    differ = [
-        f"{row.cell} {row.difference:+.3f} ({row.difference_low:+.3f} to {row.difference_high:+.3f})"
-        for row in tested[tested["p_holm"] < 0.05].itertuples()
-    ]
-    found = "; ".join(differ) or "none differs from the baseline"
-    return [f"- {name}: of {len(tested)} settings, ROC AUC against the baseline at p < 0.05 (Holm): {found}"]
+    """What a sweep says, as items of a Markdown list, one a metric: which cells differ from the baseline, or none."""
+    lines = []
+    for metric, tested in comparison[comparison["p_holm"].notna()].groupby("metric", sort=False):
+        differ = [
+            f"{row.cell} {row.difference:+.3f} ({row.difference_low:+.3f} to {row.difference_high:+.3f})"
+            for row in tested[tested["p_holm"] < 0.05].itertuples()
+        ]
+        found = "; ".join(differ) or "none differs from the baseline"
+        named = NAMES.get(metric, metric)
+        lines.append(f"- {name}: of {len(tested)} settings, {named} against the baseline at p < 0.05 (Holm): {found}")
+    return lines
 
 
 def effects(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -268,15 +274,24 @@ def effects(comparison: pd.DataFrame) -> pd.DataFrame:
     ).dropna(subset="id")
 
 
-def _paired(one: pd.DataFrame, other: pd.DataFrame, *, rng: np.random.Generator, n_boot: int) -> pd.DataFrame:
-    """Of the scans that both scored, the means over seeds compared: other - one, by metric."""
+def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Of the scans that both scored, the means over seeds compared: other - one, by metric.
+
+    Equal seeds are pairs (of subset and initialisation); otherwise each side's seeds vary on their own.
+    """
     tables = [
         scores[scores["draw"] == 0].pivot(index=["scan_id", "label"], columns="seed", values="probability")
         for scores in (one, other)
     ]
     both = tables[0].index.intersection(tables[1].index).sort_values()
-    a, b = (table.loc[both].reset_index("label", drop=True) for table in tables)
-    labels = pd.Series(both.get_level_values("label"), index=a.index)
-    table = comparison.compare(labels, a, b, rng=rng, n_boot=n_boot)
-    table = table.rename(columns={"low": "difference_low", "high": "difference_high"}).set_index("metric")
-    return table[["difference", "difference_low", "difference_high", "p_value"]]
+    labels = both.get_level_values("label").to_numpy()
+    rows = {}
+    for metric in METRICS:
+        if min(labels.sum(), len(labels) - labels.sum()) < 2:
+            continue
+        a, b = (compare_runs.runs(labels, table.loc[both].to_numpy().T, metric) for table in tables)
+        paired = tables[0].columns.equals(tables[1].columns)
+        found = compare_runs.test(b - a) if paired else compare_runs.test(b, a)
+        rows[metric] = {**found, "difference_low": found["low"], "difference_high": found["high"]}
+    columns = ["difference", "difference_low", "difference_high", "p_value", "detectable"]
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(index=METRICS, columns=columns)

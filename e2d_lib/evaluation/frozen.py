@@ -7,15 +7,18 @@ r in every setting, so that settings are compared replicate by replicate (`compa
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from e2d_lib.evaluation import sampling
+from e2d_lib.evaluation import compare, metrics, sampling
+from e2d_lib.method import preprocess
 from e2d_lib.method.ssfl import slice_window
-from e2d_lib.network.features import Features
+from e2d_lib.network.features import Features, extract
 from e2d_lib.network.slices import few_shot, stream
 from e2d_lib.progress import bar
 
@@ -231,3 +234,118 @@ def slice_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor) -> n
         found = best.predict_proba(unseen.reshape(-1, x.shape[-1]))[:, 1]
         scores[r] = found.reshape(unseen.shape[:2]).mean(1)
     return scores
+
+
+class Tier(NamedTuple):
+    """What `study` gave. settings: one a row; labels: (valid,); scores: (settings, replicates, valid)."""
+
+    settings: pd.DataFrame
+    labels: np.ndarray
+    scores: np.ndarray
+    about: dict[str, Any]
+
+
+def study(
+    cohort: pd.DataFrame,
+    cache: str | Path,
+    params: preprocess.Params,
+    axes: Mapping[str, Sequence[Any]],
+    *,
+    fold: int = 5,
+    head: Head = "scan",
+    replicates: int = 10,
+    seed: int = 0,
+    n_jobs: int = -1,
+    **network: Any,
+) -> Tier:
+    """Preprocess whole scans, extract their features, fit every setting of the factorial.
+
+    axes: those of `AXES` that vary, the baseline first; others have the paper's choice. network: of `features.extract`.
+    Raises what these do: WeightsUnavailable where the network's weights cannot be had.
+    """
+    axes = {name: tuple(axes.get(name, values[:1])) for name, values in AXES.items()}
+    found = {}
+    for crop in axes["crop"]:
+        done = preprocess.run(cohort, cache, replace(params, crop=crop, fraction=1.0), n_jobs=n_jobs, wait=True)
+        found[crop] = extract(done, list(cohort.loc[cohort["label"].notna(), "scan_id"]), **network)
+    scans, table = data(found, cohort, fold), settings(axes)
+    scores = run(scans, table, head=head, replicates=replicates, seed=seed)
+    return Tier(table, scans.labels[scans.valid], scores, found[axes["crop"][0]].about)
+
+
+def summary(tier: Tier) -> pd.DataFrame:
+    """The settings with each metric's mean over replicates, and its SD (``_sd``)."""
+    table = tier.settings.copy()
+    for metric in compare.METRICS:
+        values = np.stack([compare.runs(tier.labels, scores, metric).values for scores in tier.scores])
+        table[metric] = values.mean(1)
+        table[f"{metric}_sd"] = values.std(1, ddof=1) if values.shape[1] > 1 else np.nan
+    return table
+
+
+def effects(tiers: Sequence[Tier]) -> pd.DataFrame:
+    """What each choice changes, tested over scans and replicates; of several cohorts the mean, their scans apart.
+
+    One row a level of an axis (its first is its baseline), share of the training scans and metric, in two scopes:
+    "paper", with all else as in the first setting, and "average", over all other choices at once. Columns scope, axis,
+    level, baseline, few_shot, metric, settings (pairs), baseline_value, those of `compare.test`, n, and p_holm, which
+    corrects within scope, metric and axis.
+    """
+    table = tiers[0].settings
+    measured = {
+        metric: [[compare.runs(tier.labels, scores, metric) for scores in tier.scores] for tier in tiers]
+        for metric in compare.METRICS
+    }
+    first, rows = table.iloc[0], []
+    for axis, (share, same) in itertools.product(AXES, table.groupby("few_shot", sort=False)):
+        base = first[axis]
+        same = table if axis == "few_shot" else same
+        levels = [level for level in table[axis].dropna().unique() if level != base]
+        for level, scope in itertools.product(levels, ("paper", "average")):
+            pairs = _pairs(same, axis, level, base, None if scope == "average" else first)
+            if not len(pairs) or (axis == "few_shot" and share != base):
+                continue
+            for metric, cohorts in measured.items():
+                one, other = (
+                    compare.mean([compare.mean([runs[i] for i in side]) for runs in cohorts], same_scans=False)
+                    for side in (pairs["index_base"], pairs["index"])
+                )
+                row = {"scope": scope, "axis": axis, "level": str(level), "baseline": str(base), "metric": metric}
+                row |= {"few_shot": level if axis == "few_shot" else share, "settings": len(pairs)}
+                row |= {"baseline_value": one.values.mean(), **compare.test(other - one), "n": one.parts.shape[1]}
+                rows.append(row)
+    found = pd.DataFrame(rows)
+    found["p_holm"] = found.groupby(["scope", "metric", "axis"])["p_value"].transform(lambda p: metrics.adjust(p))
+    return found
+
+
+def _pairs(table: pd.DataFrame, axis: str, level: Any, base: Any, first: pd.Series | None) -> pd.DataFrame:
+    """Settings at the level beside those at the baseline that are alike in all else: index, index_base.
+
+    A sampler without intervals stands beside the first number of intervals.
+    """
+    intervals = table["n_intervals"].fillna(AXES["n_intervals"][0])
+    table = table.assign(n_intervals=intervals).rename_axis("index").reset_index()
+    rest = [name for name in AXES if name != axis]
+    if first is not None:
+        others = [name for name in rest if not (axis == "few_shot" or name == "few_shot")]
+        table = table[(table[others] == first[others]).all(axis=1)]
+    return table[table[axis] == level].merge(table[table[axis] == base], on=rest, suffixes=("", "_base"))
+
+
+def in_words(effects: pd.DataFrame) -> list[str]:
+    """Every effect that survives correction, whichever way, as items of a Markdown list; and what could be seen."""
+    lines = []
+    for (scope, metric, axis), part in effects.groupby(["scope", "metric", "axis"], sort=False):
+        clear = part[part["p_holm"] < 0.05]
+        what = "; ".join(
+            f"{row.level} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}) at {100 * row.few_shot:g} %"
+            for row in clear.itertuples()
+        )
+        seen = f"{len(part)} tested, differences from {part['detectable'].median():.3f} would be seen"
+        where = "other choices as in the paper" if scope == "paper" else "over all other choices"
+        name = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}[metric]
+        lines.append(
+            f"- {axis}, {name}, {where}, against {part['baseline'].iloc[0]}: {what or 'none differs'} ({seen})"
+        )
+    return lines

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -150,19 +150,23 @@ def predict(
 
 @app.command
 def sweep(
-    *grid: str, axes: Axes = (), profile: str = "ablation", jobs: int = -1, scheduler: str = "", study: Study = DEFAULTS
-) -> None:
+    *grid: str, axes: Axes = (), tier: Literal["trained", "frozen"] = "trained", profile: str = "ablation",
+    jobs: int = -1, scheduler: str = "", study: Study = DEFAULTS,
+) -> None:  # fmt: skip
     """Run the ablations' notebook for every cell of a grid, and compare them all; resumable.
 
     Args:
         grid: names of shipped grids, or YAML files.
         axes: NAME=A,B,C, a grid given here: a parameter's values; may be repeated, every combination is a cell.
+        tier: frozen takes no grid; chapter 6 then fits every combination of choices on frozen features.
         profile: a shipped one's name, or a YAML file.
         jobs: cells at a time; -1 means one a core, and a GPU wants 1.
         scheduler: a Dask scheduler, such as tcp://host:8786.
     """
     from e2d_lib.study import sweep
 
+    if tier == "frozen":
+        return sweep.frozen(profile, **study.options())
     grids = [sweep.load_grid(name, study.notebooks) for name in grid]
     grids += [sweep.parse_grid(axes)] if axes else []
     if not grids:

@@ -177,6 +177,14 @@ def run(
     )
 
 
+def frozen(profile: str = "ablation", *, assignments: Iterable[str] = (), **options: Any) -> None:
+    """Chapter 6, and what it reads, with the full factorial of the frozen tier. Arguments as in `runner.run`."""
+    from e2d_lib.evaluation.frozen import AXES
+
+    axes = f"{NOTEBOOK[:2]}.frozen={io.dumps(AXES, indent=None)}"
+    runner.run(profile, only=(*NEEDED, NOTEBOOK[:2]), assignments=[axes, *assignments], **options)
+
+
 def compare(
     folders: Iterable[str | Path],
     out: str | Path,

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from e2d_lib.evaluation import frozen
 from e2d_lib.method.ssfl import slice_window
@@ -132,3 +133,39 @@ def test_both_classes_are_needed(data):
     table = pd.DataFrame({"scan_id": data.features[True].scan_ids, "label": 1, "fold": 5})
     with pytest.raises(ValueError, match="0 scans to train on: both classes are needed"):
         frozen.data(data.features, table)
+
+
+def test_effects_are_differences_of_plain_means_over_pairs(data):
+    axes = {**ONE, "crop": (True, False), "method": ("kds", "random"), "n_intervals": (4, 8), "few_shot": (1.0, 0.5)}
+    table, labels = frozen.settings(axes), data.labels[data.valid]
+    scores = np.random.default_rng(0).random((len(table), 3, 8))
+    found = frozen.effects([frozen.Tier(table, labels, scores, {})])
+    auc = np.array([np.mean([roc_auc_score(labels, row) for row in runs]) for runs in scores])
+    table = table.assign(auc=auc, n_intervals=table["n_intervals"].fillna(4))
+    found = found[found["metric"] == "roc_auc"].set_index(["scope", "axis", "level", "few_shot"])
+    kds = table[(table["method"] == "kds") & (table["few_shot"] == 0.5)]
+    random = table[(table["method"] == "random") & (table["few_shot"] == 0.5)]
+    kds4 = kds[kds["n_intervals"] == 4]
+    assert found.loc[("average", "method", "random", 0.5), "difference"] == pytest.approx(
+        random["auc"].mean() - kds4["auc"].mean()
+    )
+    assert found.loc[("paper", "method", "random", 0.5), "difference"] == pytest.approx(
+        random[random["crop"]]["auc"].item() - kds4[kds4["crop"]]["auc"].item()
+    )
+    assert found.loc[("average", "n_intervals", "8", 0.5), "settings"] == 2
+    crops = table[table["few_shot"] == 1.0].groupby("crop")["auc"].mean()
+    assert found.loc[("average", "crop", "False", 1.0), "difference"] == pytest.approx(crops[False] - crops[True])
+    shares = table.groupby("few_shot")["auc"].mean()
+    assert found.loc[("average", "few_shot", "0.5", 0.5), "difference"] == pytest.approx(shares[0.5] - shares[1.0])
+    assert set(found.index.get_level_values("axis")) == {"crop", "method", "n_intervals", "few_shot"}
+
+
+def test_words_name_what_survives_whichever_way():
+    rows = [("kds", 0.05, 0.2, 1.0), ("spaced", 0.06, 0.01, 0.1), ("random", -0.04, 0.03, 1.0)]
+    effects = pd.DataFrame(rows, columns=["level", "difference", "p_holm", "few_shot"]).assign(
+        scope="paper", axis="method", metric="macro_f1", baseline="systematic", low=-0.1, high=0.1, detectable=0.07
+    )
+    (line,) = frozen.in_words(effects)
+    assert "spaced +0.060" in line and "at 10 %; random -0.040" in line and "kds" not in line
+    assert "3 tested" in line and "0.070" in line and "macro F1" in line
+    assert "none differs" in frozen.in_words(effects.iloc[:1])[0]

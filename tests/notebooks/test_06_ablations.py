@@ -137,3 +137,20 @@ def test_register_holds_what_chapter_3_found(ci_run):
     ours, theirs = (ci_run.table(c, "register") for c in (CHAPTER, "03_reduction_statistics"))
     columns = ["id", "claim", "checked", "holds"]  # results and effects are of other draws
     pd.testing.assert_frame_equal(ours[columns], theirs[columns])
+
+
+def test_frozen_effects_are_differences_of_the_settings_and_all_that_survive_are_told(ci_run):
+    settings = ci_run.table(CHAPTER, "frozen_settings").set_index("method")
+    effects = ci_run.numbers(CHAPTER, "frozen_effects")
+    assert set(effects["axis"]) == {"method"} and set(effects["scope"]) == {"paper", "average"}
+    lines = ci_run.said(CHAPTER)[-1].splitlines()
+    for row in effects.itertuples():
+        own = settings.loc["random", row.metric] - settings.loc["kds", row.metric]
+        assert row.difference == pytest.approx(own, abs=1e-9) and row.low <= row.difference <= row.high
+        metric = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}[row.metric]
+        where = "as in the paper" if row.scope == "paper" else "over all"
+        (line,) = [text for text in lines if text.startswith(f"- method, {metric}") and where in text]
+        assert (f"random {row.difference:+.3f}" in line) == (row.p_holm < 0.05)
+        assert ("none differs" in line) == (row.p_holm >= 0.05)
+    for _, part in effects.groupby(["scope", "metric", "axis"]):
+        np.testing.assert_allclose(part["p_holm"], holm(part["p_value"]))
