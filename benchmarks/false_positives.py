@@ -1,6 +1,6 @@
 """How often a difference is found where there is none, and where there is one: over scans alone, or replicates too.
 
-python benchmarks/false_positives.py results/false_positives.csv     # a minute or two on one core
+python benchmarks/false_positives.py results/frozen/false_positives.csv     # a minute or two on one core
 """
 
 import argparse
