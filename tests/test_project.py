@@ -137,3 +137,56 @@ def test_no_pickle_and_no_global_random_state():
     forbidden = re.compile(r"\bpickle\b\.|np\.random\.(seed|rand|normal|choice)\(|weights_only=False|yaml\.load\(")
     for path in (ROOT / "e2d_lib").rglob("*.py"):
         assert not forbidden.search(path.read_text()), path.name
+
+
+LAYERS = ("scans", "method", "network", "evaluation", "figures", "study")
+LEAVES = ("phantom", "audit", "elsewhere")
+
+
+def library_imports() -> dict[str, set[str]]:
+    """Every module of the library, and the library's modules that it imports, wherever in the file."""
+    paths = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in ROOT.glob("e2d_lib/**/*.py")}
+    found = {}
+    for name, path in paths.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level], f"{name}: a relative import"
+        named = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[name] = named & paths.keys()
+    return found
+
+
+def test_imports_go_one_way_through_the_layers():
+    """scans -> method -> network -> evaluation -> study; what is beside the folders knows none of them."""
+    wrong = []
+    for name, imported in library_imports().items():
+        if name in ("e2d_lib.__init__", "e2d_lib.__main__"):
+            continue
+        own = name.split(".")[1]
+        for other in imported:
+            to = other.split(".")[1]
+            if own in LAYERS:
+                fine = to not in LEAVES and (to not in LAYERS or LAYERS.index(to) <= LAYERS.index(own))
+                fine |= own == "study" and to in LEAVES
+            elif own in LEAVES:  # chapter 7 spoils the phantom's volumes
+                fine = to == own or to not in (*LEAVES, "study") or (own, to) == ("elsewhere", "phantom")
+            else:
+                fine = to not in LAYERS + LEAVES
+            if not fine:
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_imports_never_go_in_a_circle_nor_deeper_than_now():
+    imports = library_imports()
+    depth = {}
+
+    def of(name, above=()):
+        assert name not in above, " -> ".join([*above, name])
+        if name not in depth:
+            depth[name] = 1 + max((of(other, (*above, name)) for other in imports[name]), default=0)
+        return depth[name]
+
+    assert max(map(of, imports)) <= 15  # modules on the longest chain, imports inside functions included
