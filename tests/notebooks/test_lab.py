@@ -195,7 +195,7 @@ def look_at_slices(page) -> None:
     page.mouse.wheel(0, -100)
     wait(page, lambda: readout.inner_text() != first, 60)
     wait(page, lambda: canvas.screenshot() != before, 60)
-    name = page.locator(f"{PANEL} .widget-combobox input").first
+    name = page.locator(f"{PANEL} .widget-text input").first
     name.fill("valid/positive/ct_scan_1")
     name.press("Enter")
     wait(page, lambda: readout.inner_text() != first, 60)
