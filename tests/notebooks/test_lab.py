@@ -196,9 +196,10 @@ def look_at_slices(page) -> None:
     wait(page, lambda: readout.inner_text() != first, 60)
     wait(page, lambda: canvas.screenshot() != before, 60)
     name = page.locator(f"{PANEL} .widget-text input").first
+    before = canvas.screenshot()
     name.fill("valid/positive/ct_scan_1")
     name.press("Enter")
-    wait(page, lambda: readout.inner_text() != first, 60)
+    wait(page, lambda: canvas.screenshot() != before, 60)
     screenshot(page, "viewer")
 
 
