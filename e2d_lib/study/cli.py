@@ -77,6 +77,22 @@ def run(
 
 
 @app.command
+def plan(*, profile: str = "paper", rate: float = 0.0, study: Study = DEFAULTS) -> None:
+    """Memory, disk and hours of a profile's training, and what to set on a GPU of 16, 24, 40 or 80 GB.
+
+    Args:
+        profile: a shipped one's name, or a YAML file.
+        rate: your card's images/s in training; without it this machine's is measured.
+    """
+    from e2d_lib.study import estimate
+
+    layers = [(f"profile {profile}", runner.load_profile(profile, study.notebooks))]
+    layers += [("-p", runner.parse_assignments(study.assignments))]
+    layers += [("arguments", {"all": runner.given_parameters(profile, study.data_root, study.out)})]
+    print(estimate.report(runner.plan(runner.notebooks(study.notebooks), *layers), rate))
+
+
+@app.command
 def check(run_dir: str, *, against: str = "results/reference") -> None:
     """Compare the headline numbers of a run with an earlier one's, within its intervals; exit 1 where one left them.
 
