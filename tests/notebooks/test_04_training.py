@@ -95,3 +95,11 @@ def test_answer_names_each_run_with_its_last_epoch(ci_run):
         (line,) = [line for line in lines if name in line]
         last = run.loc[run["epoch"].idxmax()]
         assert in_order(line.partition(name)[2], f"{last['loss']:.3f}", f"{last['valid_auc']:.3f}")
+
+
+def test_one_batch_is_shown_and_three_steps_are_made_on_it(ci_run):
+    steps = ci_run.table(CHAPTER, "one_batch")  # the chapter itself holds its first loss against the library's
+    assert list(steps["step"]) == [1, 2, 3] and steps["loss"].gt(0).all() and steps["loss"].nunique() == 3
+    assert steps["loss"].iloc[0] == pytest.approx(np.log(2), abs=0.3)  # an untrained network's answer is a half
+    for name in ("batch", "batch_augmented"):
+        assert (ci_run.dir / CHAPTER / "figures" / f"{name}.png").is_file()
