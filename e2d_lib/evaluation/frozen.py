@@ -328,7 +328,7 @@ def _pairs(table: pd.DataFrame, axis: str, level: Any, base: Any, first: pd.Seri
     table = table.assign(n_intervals=intervals).rename_axis("index").reset_index()
     rest = [name for name in AXES if name != axis]
     if first is not None:
-        others = [name for name in rest if not (axis == "few_shot" or name == "few_shot")]
+        others = [name for name in rest if name != "few_shot"]
         table = table[(table[others] == first[others]).all(axis=1)]
     return table[table[axis] == level].merge(table[table[axis] == base], on=rest, suffixes=("", "_base"))
 
