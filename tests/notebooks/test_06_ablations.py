@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from tests.conftest import ROOT
 from tests.notebooks.conftest import asked, holm, in_order, points, read_json
 
 pytestmark = pytest.mark.notebook
@@ -154,3 +156,76 @@ def test_frozen_effects_are_differences_of_the_settings_and_all_that_survive_are
         assert ("none differs" in line) == (row.p_holm >= 0.05)
     for _, part in effects.groupby(["scope", "metric", "axis"]):
         np.testing.assert_allclose(part["p_holm"], holm(part["p_value"]))
+
+
+# The samplers on patients' windows
+
+
+@pytest.fixture(scope="module")
+def patients() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """year/scan -> (areas of the window, released draw in it), windows of 8 and more, from the released files."""
+    found = {}
+    for year, areas, scans in (
+        (2025, "areas_2025", "scans_2025"),
+        (2024, "window_areas_2024", "windows_2024"),
+    ):
+        folder = ROOT / "results" / "published" / "real_areas"
+        parts = pd.read_parquet(folder / f"{areas}.parquet").groupby("scan")["area"]
+        curves = {scan: part.to_numpy(float) for scan, part in parts}
+        for scan in pd.read_parquet(folder / f"{scans}.parquet").itertuples():
+            curve = curves[scan.scan]
+            window = curve[scan.start : scan.stop] if year == 2025 else curve
+            if len(window) >= 8:
+                found[f"{year}/{scan.scan:04d}"] = window, np.asarray(scan.released_draw, int) - scan.start
+    wanted = asked(CHAPTER)["patients"]
+    return {scan: found[scan] for scan in list(found)[:: len(found) // wanted]}
+
+
+def test_samplers_on_patients_in_closed_form(ci_run, patients):
+    table = ci_run.numbers(CHAPTER, "sampler_quality_patients").set_index(["measure", "method", "n_samples"])
+    lengths = np.array([len(window) for window, _ in patients.values()])
+    for s in (4, 8, 16):
+        row = table.loc[("mean_area_error", "random", s)].squeeze()
+        n = np.maximum(lengths, s)  # a window of fewer slices is drawn whole
+        exact = np.sqrt((n - s) / np.maximum(n - 1, 1) / s)
+        short = lengths < s
+        assert row["n"] == len(patients) and (short.any() or row["value"] == pytest.approx(exact.mean(), rel=1e-9))
+        assert row["low"] <= row["value"] <= row["high"]
+    assert not table.index.get_level_values("measure").str.contains("lesion").any()
+
+
+def test_order_of_the_samplers_here_and_on_patients(ci_run):
+    keys = [*SETTING, "measure"]
+    ours, theirs = (ci_run.numbers(CHAPTER, name) for name in ("sampler_quality", "sampler_quality_patients"))
+    both = ours.merge(theirs, on=keys, suffixes=("", "_patients"))
+    ranks = ci_run.numbers(CHAPTER, "sampler_ranks_patients").set_index(["measure", "n_samples"])
+    for key, part in both.groupby(["measure", "n_samples"]):
+        if min(np.ptp(part["value"]), np.ptp(part["value_patients"])) < 1e-12:  # all slices drawn: no order
+            assert key not in ranks.index
+            continue
+        expected = np.corrcoef(part["value"].rank(), part["value_patients"].rank())[0, 1]
+        assert ranks.loc[key, "samplers"] == len(part)
+        assert ranks.loc[key, "rank_correlation"] == pytest.approx(expected)
+    assert len(ranks) >= 9
+    (text,) = [said for said in ci_run.said(CHAPTER) if "windows of patients" in said]
+    few = theirs[(theirs["n_samples"] == 8) & (theirs["measure"] == "ks")].groupby("method")["value"].first()
+    least = ranks["rank_correlation"].min()
+    for method in ("random", "spaced"):
+        assert f"{method} {few[method]:.3f}" in text
+    assert in_order(text, f"{ranks['rank_correlation'].median():.2f}", f"{least:.2f}")
+
+
+def test_groups_and_released_draws_of_patients(ci_run, patients):
+    table = ci_run.numbers(CHAPTER, "sampler_groups_patients")
+    assert table.groupby(["by", "method", table["n_intervals"].fillna(0)])["n"].sum().eq(len(patients)).all()
+    years = table[(table["by"] == "year") & (table["method"] == "random")].set_index("group")
+    for year in ("2024", "2025"):
+        n = np.array([len(window) for scan, (window, _) in patients.items() if scan.startswith(year)])
+        row = years.loc[int(year) if years.index.dtype.kind == "i" else year]
+        assert row["n"] == len(n) and row["mean_area_error"] == pytest.approx(np.sqrt((n - 8) / (n - 1) / 8).mean())
+    released = ci_run.numbers(CHAPTER, "released_draws_patients").set_index("year")
+    for year in (2024, 2025):
+        pairs = [pair for scan, pair in patients.items() if scan.startswith(str(year))]
+        ks = np.mean([stats.ks_2samp(window[draw], window).statistic for window, draw in pairs])
+        bias = np.mean([(window[draw].mean() - window.mean()) / window.std() for window, draw in pairs])
+        assert released.loc[year, "ks"] == pytest.approx(ks) and released.loc[year, "bias"] == pytest.approx(bias)
