@@ -75,13 +75,13 @@ NOISE = np.random.default_rng(3).integers(-1400, 200, (20, 20, 7)).astype(np.int
 
 
 def expected_slice(volume, view: str, k: int) -> np.ndarray:
-    """Loops: the second remaining axis points up, the first to the right."""
+    """Loops over a (right, front, head) volume: axial from the feet, coronal from the front, sagittal from the left."""
     nx, ny, nz = volume.shape
     if view == "axial":
-        return window([[volume[x, ny - 1 - r, k] for x in range(nx)] for r in range(ny)])
+        return window([[volume[nx - 1 - c, ny - 1 - r, k] for c in range(nx)] for r in range(ny)])
     if view == "coronal":
-        return window([[volume[x, k, nz - 1 - r] for x in range(nx)] for r in range(nz)])
-    return window([[volume[k, y, nz - 1 - r] for y in range(ny)] for r in range(nz)])
+        return window([[volume[nx - 1 - c, k, nz - 1 - r] for c in range(nx)] for r in range(nz)])
+    return window([[volume[k, ny - 1 - c, nz - 1 - r] for c in range(ny)] for r in range(nz)])
 
 
 def write_nifti(path: Path, data, affine=None, **header) -> Path:

@@ -83,10 +83,10 @@ def read_volume(path: str | Path, mask: str | Path = "") -> Volume:
     """A NIfTI file or a DICOM series, through the readers; its lungs are the ``mask``'s, or estimated without one.
 
     HU are those of the readers' 8-bit lung window, -1350 to 150 in steps of 6: the method sees no more, and windowed
-    again they give the same slices (axial ones of DICOM mirrored: the reader gives those as they are stored).
+    again they give the same slices.
     Raises VolumeError where it cannot be read as one volume, or the mask's grid is another; MaskError for no mask.
     """
-    # coronal slices, as the readers turn these the same way for all formats
+    # coronal slices, as only one volume has them
     scan = open_scan({"path": str(path), "format": guess_format(str(path))}, view="coronal")
     try:
         images = [scan.read(k) for k in range(len(scan))]
@@ -95,7 +95,7 @@ def read_volume(path: str | Path, mask: str | Path = "") -> Volume:
     if not images:
         why = "; ".join(finding.reason for finding in scan.findings if finding.outcome == "excluded")
         raise VolumeError(f"{path} is no volume: {why}")
-    grey = np.rot90(np.stack(images), -1, axes=(1, 2)).transpose(1, 0, 2)
+    grey = np.stack(images)[:, ::-1, ::-1].transpose(2, 0, 1)  # (front, head down, left) -> canonical
     hu = unwindowed(grey)
     lung = read_mask(mask, path) if mask else estimate_lung(hu)
     if lung.shape != hu.shape:

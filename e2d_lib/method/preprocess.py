@@ -37,9 +37,10 @@ import pyarrow.parquet as pq
 
 from e2d_lib import io, parallel, progress
 from e2d_lib.method import ssfl
-from e2d_lib.scans import readers
+from e2d_lib.scans import plausible, readers
+from e2d_lib.scans.cohort import cohort_findings
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache: raise it when the same parameters give other bytes; old caches then stay, unread."""
 
 VARIANTS = ("released", "paper", "corrected")
@@ -56,7 +57,7 @@ SLICES = pa.schema(
     + [(name, pa.int64()) for name in ("height", "width", "row0", "row1", "col0", "col1", "area", "area_crop")]
 )
 FINDINGS = pa.schema([(name, pa.string()) for name in readers.Finding._fields])
-COHORT = ("split", "label", "fold", "source", "format")
+COHORT = ("split", "label", "fold", "source", "format", "patient")
 RECORD = ("n_files", "n_slices", "height", "width", "start", "stop", "status", "reason")
 RECORD += ("source_bytes", "cache_bytes")
 
@@ -298,6 +299,8 @@ def _process(row: Mapping[str, Any], params: Params) -> tuple[dict[str, Any], pd
             pass  # nothing could be read, and the reader has said why
         elif len(images) < params.min_slices:
             note("excluded", f"fewer than {params.min_slices} slices: {len(images)}")
+        elif why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg"):
+            note("excluded", why)
         else:
             sizes["start"], sizes["stop"] = _window(table["area"].to_numpy(), params, note)
             pixels = _pixels(images, table, sizes["start"], sizes["stop"], params.size)
@@ -579,6 +582,8 @@ def _consolidate(
         pq.ParquetWriter(slices_path, SLICES) as slices,
         pq.ParquetWriter(findings_path, FINDINGS) as findings,
     ):
+        listed = [finding._asdict() for finding in cohort_findings(cohort)]
+        findings.write_table(pa.Table.from_pylist(listed, schema=FINDINGS))
         for first in range(0, len(rows), ROW_GROUP):
             group = rows[first : first + ROW_GROUP]
             group_records, tables = [], []

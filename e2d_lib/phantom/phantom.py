@@ -149,7 +149,7 @@ def _scan_path(out: Path, scan_id: str, format: str) -> Path:
 
 
 def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patient) -> np.ndarray:
-    """HU (slices, rows, columns) as a RAS NIfTI; returns ``masks`` in the order and mirroring its reader will see."""
+    """HU (slices, rows, columns) as a RAS NIfTI; returns ``masks`` in the order its reader will see."""
     import nibabel
 
     if not scan.scanner.feet_first:
@@ -161,7 +161,7 @@ def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patien
     image = nibabel.Nifti1Image(np.ascontiguousarray(ras), affine)
     image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
-    return masks[:, :, ::-1]
+    return masks
 
 
 def _is_complete(out: Path, scan_id: str, format: str) -> bool:

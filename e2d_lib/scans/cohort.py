@@ -1,26 +1,33 @@
 """The cohort table: which scans there are, where, with what label, in which split and fold."""
 
 import csv
+import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from e2d_lib.scans.dicom import dicom_scans
-from e2d_lib.scans.findings import Finding, Reason
+from e2d_lib.scans.dicom import Series, dicom_scans, series_at
+from e2d_lib.scans.findings import Finding, Reason, printable
 from e2d_lib.scans.formats import (
+    SUFFIXES,
     file_kind,
+    format_of,
     guess_format,
     is_folder,
     is_hidden,
-    looks_like_dicom,
+    names_mask,
     natural_key,
+    on_disk,
     split_series,
+    strangers,
 )
 
-COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format")
+COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format", "patient")
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -30,11 +37,10 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-CLASSES = {"positive": 1, "covid": 1, "negative": 0, "non-covid": 0, "noncovid": 0, "non_covid": 0}
-"""Class folder -> label."""
-LABELS = {"1": 1, "0": 0} | CLASSES
-"""Cell of a manifest -> label."""
-FORMATS = ("jpeg", "nifti", "dicom")
+CLASSES = dict.fromkeys(("1", "positive", "covid", "covid19"), 1)
+CLASSES |= dict.fromkeys(("0", "negative", "normal", "noncovid", "noncovid19"), 0)
+"""Class folder, or cell of a manifest, in small letters and digits alone -> label."""
+FORMATS = tuple(SUFFIXES)
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 
 Note = Callable[[str, str, str, str], None]
@@ -45,23 +51,28 @@ class CohortError(ValueError):
     """A data root, manifest or cohort row that cannot be used; the message is one line and says what to do."""
 
 
-def read_cohort(data_root: str | Path) -> pd.DataFrame:
+def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") -> pd.DataFrame:
     """The scans at ``data_root``, one row each: `COHORT_COLUMNS`.
 
     ``data_root`` is one of
     - a folder in COV19-CT-DB layout (method.md §1): ``train|valid|test`` over ``positive|negative`` over scans (test
-      has no classes); a scan is a folder of images or DICOM files, or a NIfTI file; its id is its path below the root;
-    - any other folder: each folder of images, NIfTI file and DICOM series below it is a scan without label;
+      has no classes), or a folder that holds one such; a scan is a folder of images or DICOM files, or one volume; its
+      id is its path below the root;
+    - any other folder: each folder of images, volume and DICOM series below it is a scan without label;
     - a ``.csv`` manifest: column ``path`` (relative to the manifest), and perhaps the other columns;
-    - one NIfTI or DICOM file.
+    - one volume or DICOM file.
 
-    A ``sources.csv`` (scan_id, source) in the folder names each scan's hospital. Paths begin with ``data_root`` as it
-    was given. Rows are sorted by split (train, valid, test) and then by id, numbers as numbers; a manifest keeps its
-    order. Label and fold are Int64 with <NA>, the rest str. Files are listed, not opened (but for a few headers in
-    folders of DICOM files).
+    ``labels`` adds to `CLASSES`: names of class folders, or a manifest's cells, -> 1 or 0; as text "Pneumonia:0, X:1".
+    Of several series of one DICOM study one is chosen (`Series.rank`), the others are among the findings; parts of one
+    series are joined. ``patient`` is the manifest's, or the PatientID, else the StudyInstanceUID, else the folder that
+    holds several scans, else the scan. A ``sources.csv`` (scan_id, source) in the folder names each scan's hospital.
 
-    Raises `CohortError` if the root is missing, nothing in it is a scan, or a manifest is malformed. Dirt that belongs
-    to no scan is in `cohort_findings`.
+    Paths begin with ``data_root`` as it was given. Rows are sorted by split (train, valid, test) and then by id,
+    numbers as numbers; a manifest keeps its order. Label and fold are Int64 with <NA>, the rest str. Images and
+    volumes are listed, not opened, but those of equal size; of DICOM series a few headers are read.
+
+    Raises `CohortError` if the root is missing, nothing in it is a scan, a manifest is malformed, or one path, series
+    or SOPInstanceUID lies in two splits or under two labels. Dirt that belongs to no scan is in `cohort_findings`.
     """
     root = os.path.expanduser(os.fspath(data_root))
     if not os.path.exists(root):
@@ -69,16 +80,20 @@ def read_cohort(data_root: str | Path) -> pd.DataFrame:
     findings: list[Finding] = []
 
     def note(scan_id: str, name: str, outcome: str, reason: str) -> None:
-        findings.append(Finding(scan_id, name, outcome, str(reason)))
+        findings.append(Finding(printable(scan_id), printable(name), outcome, printable(str(reason))))
 
+    classes = CLASSES | _mapping(labels)
     if root.lower().endswith(".csv"):
-        table = _frame(_read_manifest(root, note))
+        table = _frame(_read_manifest(root, classes, note))
     else:
-        found = _read_tree(root, note) if os.path.isdir(root) else _read_file(root)
-        rows = [_row(*scan) for scan in _unique_ids(found)]
+        root = _layout_below(root, note)
+        found = _read_tree(root, classes, note) if os.path.isdir(root) else _read_file(root)
+        found = [one._replace(**_told(one.scan_id, classes)) for one in _unique_ids(found)]
+        found = _one_patient_once(found, root, note)
+        _note_unknown_classes(found, note)
         order = list(dict.fromkeys(SPLITS.values()))
-        rows.sort(key=lambda r: (order.index(r["split"]) if r["split"] else len(order), natural_key(r["scan_id"])))
-        table = _add_sources(_frame(rows), os.path.join(root, "sources.csv"), note)
+        found.sort(key=lambda one: (order.index(one.split) if one.split else len(order), natural_key(one.scan_id)))
+        table = _add_sources(_frame(_rows(found, note)), os.path.join(root, "sources.csv"), note)
     table.attrs["findings"] = [list(f) for f in findings]  # lists, which a parquet file's metadata can hold
     return table
 
@@ -91,11 +106,15 @@ def cohort_findings(cohort: pd.DataFrame) -> list[Finding]:
 def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> pd.DataFrame:
     """A copy with ``fold``: stratified folds 1 … n_folds over the labelled train scans, n_folds + 1 the valid split.
 
-    Scans are dealt in natural order of their ids, whatever the table's order, so that a cohort has one set of folds.
-    Folds that a manifest gives are kept, if all labelled train scans have one. All else stays <NA>. Raises
-    `CohortError` if a class has fewer than ``n_folds`` train scans. Source: method.md §1 (StratifiedKFold, shuffled).
+    Patients are dealt, with all their scans, in natural order of their first scan's id, whatever the table's order, so
+    that a cohort has one set of folds. Folds that a manifest gives are kept, if all labelled train scans have one. All
+    else stays <NA>. Raises `CohortError` if a class has fewer than ``n_folds`` train patients, and if the same file is
+    in two splits or under two labels. Source: method.md §1 (StratifiedKFold, shuffled).
     """
     cohort = cohort.copy()
+    for finding in cohort_findings(cohort):
+        if finding.reason.startswith(f"{Reason.SAME_BYTES}: in another"):
+            raise CohortError(f"{finding.scan_id}: {finding.reason}; leave one of them out")
     train = cohort.index[(cohort["split"] == "train") & cohort["label"].notna()]
     valid = cohort.index[(cohort["split"] == "valid") & cohort["label"].notna() & cohort["fold"].isna()]
     given = cohort.loc[train, "fold"].notna()
@@ -107,17 +126,33 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
     if given.any() or not len(train):
         return cohort
     train = sorted(train, key=lambda i: natural_key(cohort.at[i, "scan_id"]))
-    labels = cohort.loc[train, "label"].to_numpy(dtype=int)
+    patient = cohort.loc[train, "patient" if "patient" in cohort else "scan_id"]
+    labels = cohort.loc[train, "label"].astype(int).groupby(patient.to_numpy(), sort=False).max()
     counts = {name: int((labels == label).sum()) for name, label in (("positive", 1), ("negative", 0))}
     if min(counts.values()) < n_folds:
         few = ", ".join(f"{n} {name}" for name, n in counts.items())
-        raise CohortError(f"{n_folds} stratified folds need {n_folds} train scans of each class, got {few}")
+        unit = "scans" if patient.is_unique else "patients"
+        raise CohortError(f"{n_folds} stratified folds need {n_folds} train {unit} of each class, got {few}")
     from sklearn.model_selection import StratifiedKFold  # not needed to preprocess
 
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for number, (_, members) in enumerate(folds.split(labels, labels), start=1):
-        cohort.loc[[train[i] for i in members], "fold"] = number
+        cohort.loc[patient.index[patient.isin(labels.index[members])], "fold"] = number
     return cohort
+
+
+def _mapping(labels: str | Mapping[str, int]) -> dict[str, int]:
+    """Names as `_class_of` asks for them -> 1 or 0."""
+    if isinstance(labels, str):
+        pairs = [re.split(r"[:=]", part) for part in re.split(r"[,;]", labels) if part.strip()]
+        if wrong := [pair for pair in pairs if len(pair) != 2 or pair[1].strip() not in ("0", "1")]:
+            raise CohortError(f'labels: {":".join(wrong[0])!r} is no NAME:1 or NAME:0, as in "Pneumonia:0, COVID:1"')
+        labels = {name: int(label) for name, label in pairs}
+    return {_plain(name): label for name, label in labels.items()}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w]|_", "", name).lower()
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -125,29 +160,211 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.astype({"label": "Int64", "fold": "Int64"})
 
 
-def _row(scan_id: str, path: str, kind: str) -> dict[str, Any]:
-    """Split and label are told by the first two parts of the id, as `_read_tree` made them."""
-    parts = [*scan_id.split("/"), "", ""]
-    split = SPLITS.get(parts[0].lower(), "") if parts[1] else ""
-    label = CLASSES.get(parts[1].lower()) if split and parts[2] else None
-    values = (scan_id, path, split, label, None, "", kind)
-    return dict(zip(COHORT_COLUMNS, values, strict=True))
-
-
 # --- folders ---------------------------------------------------------------------------------------------------------
 
-Found = tuple[str, str, str]
-"""Id, path, format. The id still has a file's suffix."""
+
+class Found(NamedTuple):
+    """A scan that listing found. ``scan_id`` has at first a file's suffix."""
+
+    scan_id: str
+    path: str
+    kind: str
+    series: Series | None = None
+    size: tuple[int, int] = (0, 0)  # images, and bytes of the middle one; 0 and bytes of a volume
+    split: str = ""
+    label: int | None = None
+    unit: str = ""  # the layout's scan; elsewhere the folder
+    patient: str = ""
+
+
+def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
+    """Split, label and unit, as the first parts of the id tell them."""
+    parts = scan_id.split("/")
+    split = SPLITS.get(parts[0].lower(), "") if len(parts) > 1 else ""
+    label = classes.get(_plain(parts[1])) if split and len(parts) > 2 else None
+    inside = 0 if not split else 2 if label is None else 3
+    unit = "/".join(parts[:inside]) if inside else os.path.dirname(scan_id)
+    return {"split": split, "label": label, "unit": unit}
+
+
+def _rows(found: Iterable[Found], note: Note) -> list[dict[str, Any]]:
+    """The table's rows; scans with the same bytes are noted, and are one patient's."""
+    found = _with_patients(list(found))
+    patients, splits = {}, defaultdict(dict)
+    for first, again in _same_bytes(found):
+        where = "two splits" if first.split != again.split else "two labels" if first.label != again.label else ""
+        other = f"in another split or under another label, {first.scan_id}" if where else f"as {first.scan_id}"
+        note(again.scan_id, "", "warned", f"{Reason.SAME_BYTES}: {other}")
+        patients[again.scan_id] = patients.get(first.scan_id, first.patient)
+    rows = []
+    for one in found:
+        patient = patients.get(one.scan_id, one.patient)
+        splits[patient].setdefault(one.split, one.scan_id)
+        values = (one.scan_id, one.path, one.split, one.label, None, "", one.kind, patient)
+        texts = (printable(value) if isinstance(value, str) else value for value in values)
+        rows.append(dict(zip(COHORT_COLUMNS, texts, strict=True)))
+    for patient, scans in splits.items():
+        if len(scans) > 1:
+            note("", patient, "warned", f"{Reason.SPLIT_PATIENT}: {' and '.join(scans.values())}")
+    return rows
+
+
+def _with_patients(found: list[Found]) -> list[Found]:
+    """With ``patient``. An id that all scans share is none: somebody has taken the names away."""
+    own = {one.scan_id: [one.series.head.patient, one.series.head.study] if one.series else ["", ""] for one in found}
+    for i in range(2):
+        if len({told[i] for told in own.values() if told[i]}) == 1 and sum(bool(told[i]) for told in own.values()) > 1:
+            for told in own.values():
+                told[i] = ""
+    several = Counter(one.unit for one in found)
+    named = []
+    for one in found:
+        shared = several[one.unit] > 1 and one.unit and (one.split or one.series)
+        named.append(one._replace(patient=next(filter(None, own[one.scan_id]), one.unit if shared else one.scan_id)))
+    return named
+
+
+def _same_bytes(found: list[Found]) -> list[tuple[Found, Found]]:
+    """(first, other) scans of the same bytes; only those that agree in number and size of files are opened."""
+    like: dict[Any, list[Found]] = defaultdict(list)
+    for one in found:
+        if one.size[1]:
+            like[one.kind, one.size].append(one)
+    pairs = []
+    for ones in like.values():
+        first: dict[bytes, Found] = {}
+        for one in ones if len(ones) > 1 else ():
+            same = first.setdefault(_digest(one), one)
+            if same is not one:
+                pairs.append((same, one))
+    return pairs
+
+
+def _digest(one: Found) -> bytes:
+    """Hash of a volume, or of a folder's images in the order of their names."""
+    files = [one.path]
+    if os.path.isdir(one.path):
+        names = sorted(n for n in os.listdir(one.path) if file_kind(n) == one.kind and not is_hidden(n))
+        files = [os.path.join(one.path, name) for name in names]
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                digest.update(file.read())
+        except OSError:  # reading the scan says so; it is no copy of another that cannot be read
+            digest.update(path.encode(errors="replace"))
+    return digest.digest()
+
+
+def _one_patient_once(found: list[Found], root: str, note: Note) -> list[Found]:
+    """Parts of one series joined, one series of each study chosen, a series in two splits or labels refused."""
+    _refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
+    found = _joined(found, root, note)
+    for by in ("unit", "frame"):
+        studies: dict[Any, list[Found]] = defaultdict(list)
+        for one in found:
+            head = one.series.head if one.series else None
+            together = head and head.study and (one.unit if by == "unit" else head.frame)
+            if together:
+                studies[head.study, together, one.split, one.label].append(one)
+        for ones in studies.values():
+            chosen = max(ones, key=lambda one: one.series.rank)  # the first on ties
+            for one in ones:
+                if one is not chosen:
+                    why = one.series.unfit or f"{Reason.OTHER_SERIES}: of the study {chosen.scan_id} was chosen"
+                    note("", one.scan_id, "excluded", why)
+                    found.remove(one)
+    return found
+
+
+def _refuse_leaks(found: Iterable[Found], marks: Callable[[Found], Iterable[str]]) -> None:
+    """Raise `CohortError` where a mark (path, UID) is in two splits or under two labels."""
+    seen: dict[str, Found] = {}
+    for one in found:
+        for mark in marks(one):
+            first = seen.setdefault(mark, one)
+            if mark not in ("", "none") and (first.split, first.label) != (one.split, one.label):
+                what = "two splits" if first.split != one.split else "under two labels"
+                raise CohortError(
+                    f"the same {'path' if os.sep in mark else 'DICOM image or series'} is in {what}: {first.scan_id} "
+                    f"({first.split or 'no split'}, label {first.label}) and {one.scan_id} ({one.split or 'no split'}, "
+                    f"label {one.label}); leave one of them out"
+                )
+
+
+def _joined(found: list[Found], root: str, note: Note) -> list[Found]:
+    """Found with the parts of one series, which lie in several folders, as one scan: the folder that holds them."""
+    parts: dict[str, list[Found]] = defaultdict(list)
+    for one in found:
+        if one.series and not one.series.unfit:
+            parts[one.series.head.series].append(one)
+    for uid, ones in parts.items():
+        if len(ones) < 2 or uid == "none":
+            continue
+        folder = os.path.commonpath([split_series(one.path)[0] for one in ones])
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        units = {one.unit for one in ones}
+        whole = all(os.path.dirname(split_series(one.path)[0]) == folder for one in ones)
+        if len(units) > 1 or not whole or not next(iter(units)):
+            kept = max(ones, key=lambda one: one.series.count)
+            for one in ones:
+                if one is not kept:
+                    note("", one.scan_id, "excluded", f"{Reason.OTHER_SERIES}: the same as {kept.scan_id}")
+                    found.remove(one)
+            continue
+        count = sum(one.series.count for one in ones)
+        joined = ones[0]._replace(
+            scan_id=below, path=f"{folder}#{uid}", series=ones[0].series._replace(path=folder, count=count)
+        )
+        found[found.index(ones[0])] = joined
+        found = [one for one in found if one not in ones]
+        note(below, "", "kept", f"{Reason.JOINED}: {', '.join(os.path.basename(one.path) for one in ones)}")
+    return found
+
+
+def _note_unknown_classes(found: list[Found], note: Note) -> None:
+    """Class folders of a name that tells no label."""
+    unknown = Counter(
+        "/".join(one.scan_id.split("/")[:2])
+        for one in found
+        if one.split in ("train", "valid") and one.label is None and one.scan_id.count("/") > 1
+    )
+    for folder, count in unknown.items():
+        name = folder.split("/")[1]
+        note("", folder, "warned", f'{Reason.UNKNOWN_CLASS}: {count} scans without label; give labels="{name}:0" or 1')
+
+
+def _layout_below(root: str, note: Note) -> str:
+    """The root, or the one folder in it that holds the layout's splits where the root holds none."""
+    if not os.path.isdir(root):
+        return root
+
+    def splits(folder: str) -> bool:
+        try:
+            with os.scandir(folder) as entries:
+                return any(entry.name.lower() in SPLITS and is_folder(entry) for entry in entries)
+        except OSError:
+            return False
+
+    if splits(root):
+        return root
+    below = sorted(e.name for e in os.scandir(root) if is_folder(e) and not _is_system(e.name) and splits(e.path))
+    if not below:
+        return root
+    if len(below) > 1:
+        raise CohortError(f"{root!r} holds {len(below)} data sets, {' and '.join(below)}: give the path of one of them")
+    note("", below[0], "kept", f"{Reason.LAYOUT_BELOW}: read from {below[0]}/")
+    return os.path.join(root, below[0])
 
 
 def _read_file(path: str) -> list[Found]:
-    kind = file_kind(path) or ("dicom" if looks_like_dicom(path) else "")
-    if kind not in ("nifti", "dicom"):
-        raise CohortError(f"data root {path!r} is a file, but no .csv manifest, NIfTI or DICOM file")
-    return [(os.path.basename(path), path, kind)]
+    kind = format_of(path)
+    if kind in ("", "jpeg"):
+        raise CohortError(f"data root {path!r} is a file, but no .csv manifest, volume or DICOM file")
+    return [Found(os.path.basename(path), path, kind, series_at(path) if kind == "dicom" else None)]
 
 
-def _read_tree(root: str, note: Note) -> list[Found]:
+def _read_tree(root: str, classes: Mapping[str, int], note: Note) -> list[Found]:
     try:
         with os.scandir(root) as listing:
             names = {e.name: is_folder(e) for e in listing}
@@ -156,19 +373,27 @@ def _read_tree(root: str, note: Note) -> list[Found]:
     splits = sorted(name for name, folder in names.items() if folder and name.lower() in SPLITS)
     found: list[Found] = []
     for name in splits:
-        found += _scans(os.path.join(root, name), name, note, level=1)
+        found += _scans(os.path.join(root, name), name, classes, note, level=1)
     if splits:
-        for name in sorted(set(names) - set(splits)):
+        others = [name for name in names if name not in splits]
+        for name in sorted(others):
             if not _is_system(name) if names[name] else file_kind(name) and not is_hidden(name):
                 note("", name, "excluded", Reason.OUTSIDE_LAYOUT)
+        _note_strangers([name for name in others if not names[name]], "", note)
     else:
-        found = _scans(root, "", note, level=None)
+        found = _scans(root, "", classes, note, level=None)
     if not found:
         raise CohortError(
-            f"no scan in {root!r}: expected train/, valid/ or test/ folders of scans, or any tree of NIfTI files, "
-            "DICOM series or folders of .jpg or .png slices"
+            f"no scan in {root!r}: expected train/, valid/ or test/ folders of scans, or any tree of volumes "
+            f"({', '.join(SUFFIXES['nifti'] + SUFFIXES['itk'])}), DICOM series or folders of .jpg or .png slices"
         )
     return found
+
+
+def _note_strangers(names: Iterable[str], prefix: str, note: Note) -> None:
+    for name, reason in strangers(names):
+        if reason.startswith(Reason.UNKNOWN_FORMAT):
+            note("", prefix + name, "excluded", reason)
 
 
 def _is_system(folder: str) -> bool:
@@ -176,12 +401,19 @@ def _is_system(folder: str) -> bool:
 
 
 def _scans(
-    folder: str, scan_id: str, note: Note, *, level: int | None, above: tuple[os.stat_result, ...] = ()
+    folder: str,
+    scan_id: str,
+    classes: Mapping[str, int],
+    note: Note,
+    *,
+    level: int | None,
+    above: tuple[os.stat_result, ...] = (),
 ) -> list[Found]:
     """The scans at and below a folder. ``level``: 1 a split, 2 a class, 3 at or below a scan; None outside the layout.
 
     Splits and classes hold scans and are none. A folder of images in the layout is one scan, and nothing below it is
     another, lest a folder of previews become a labelled scan; an empty folder stays in the cohort, as an empty scan.
+    Masks, told by their names, are noted and left out.
     """
     try:
         with os.scandir(folder) as listing:
@@ -189,63 +421,83 @@ def _scans(
         trail = (*above, os.stat(folder))
     except OSError as error:
         note(scan_id, "", "excluded", f"{Reason.UNREADABLE}: {error.strerror}")
-        return [(scan_id, folder, "jpeg")] if level == 3 else []
-    folders, files = [], {"jpeg": [], "nifti": [], "dicom": []}
+        return [Found(scan_id, folder, "jpeg")] if level == 3 else []
+    folders, others, files = [], [], {kind: [] for kind in FORMATS}
     for entry in entries:
         name = entry.name
         if is_folder(entry):
             if not _is_system(name):
                 folders.append(entry)
         elif not is_hidden(name):
-            kind = file_kind(name) or ("dicom" if looks_like_dicom(entry.path) else "")
-            if kind:
-                files[kind].append(name)
+            files[kind].append(entry) if (kind := format_of(entry.path)) else others.append(name)
     prefix = f"{scan_id}/" if scan_id else ""
-    found = [(prefix + name, os.path.join(folder, name), "nifti") for name in files["nifti"]]
+    volumes = {kind: [e for e in files[kind] if not names_mask(e.name)] for kind in ("nifti", "itk")}
+    deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and names_mask(e.name))]
+    left_out = [e for kind in volumes for e in files[kind] if e not in volumes[kind]] if any(volumes.values()) else []
+    volumes = volumes if any(volumes.values()) else {kind: files[kind] for kind in volumes}
+    for entry in [*left_out, *(e for e in folders if e not in deeper)]:
+        note("", prefix + entry.name, "excluded", Reason.MASK)
+    found = [
+        Found(prefix + e.name, os.path.join(folder, e.name), kind, size=(0, _size(e)))
+        for kind, some in volumes.items()
+        for e in some
+    ]
     if files["dicom"]:
-        paths, strangers = dicom_scans(folder, files["dicom"])
-        found += [(scan_id + path[len(folder) :].replace(os.sep, "/"), path, "dicom") for path in paths]
-        for name, reason in strangers:
+        series, unfit = dicom_scans(folder, [e.name for e in files["dicom"]])
+        ids = [scan_id + one.path[len(folder) :].replace(os.sep, "/") for one in series]
+        found += [Found(name, one.path, "dicom", one) for name, one in zip(ids, series, strict=True)]
+        for name, reason in unfit:
             note("", prefix + name, "excluded", reason)
-    if files["jpeg"] and (found or level in (1, 2)):
-        note("", scan_id, "excluded", f"{Reason.LOOSE_IMAGES}: {len(files['jpeg'])}")
-    elif files["jpeg"]:
-        found.append((scan_id, folder, "jpeg"))
-    if level == 3 and files["jpeg"]:
+    images = files["jpeg"]
+    if images and (found or level in (1, 2)):
+        note("", scan_id, "excluded", f"{Reason.LOOSE_IMAGES}: {len(images)}")
+    elif images:
+        found.append(Found(scan_id, folder, "jpeg", size=(len(images), _size(images[len(images) // 2]))))
+    if not (images or files["dicom"]):  # opening those reports what lies beside them
+        _note_strangers(others, prefix, note)
+    if level == 3 and images:
         for entry in folders:
             note(scan_id, entry.name, "excluded", Reason.OTHER_FILE)
         return found
-    for entry in folders:
+    # "0" and "1" may be classes, or the names of scans; classes stand alone
+    plain = level == 1 and all(_plain(e.name) in classes for e in folders)
+    for entry in deeper:
         if entry.is_symlink() and any(os.path.samestat(os.stat(entry.path), folder) for folder in trail):
             note("", prefix + entry.name, "excluded", Reason.LINK_LOOP)
             continue
-        below = level and (2 if level == 1 and entry.name.lower() in CLASSES else 3)
-        found += _scans(entry.path, prefix + entry.name, note, level=below, above=trail)
-    if level == 3 and not found and not folders:
-        found.append((scan_id, folder, "jpeg"))
+        named = _plain(entry.name) in classes and (plain or not entry.name.isdecimal())
+        below = level and (2 if level == 1 and named else 3)
+        found += _scans(entry.path, prefix + entry.name, classes, note, level=below, above=trail)
+    if level == 3 and not found and not deeper:
+        found.append(Found(scan_id, folder, "jpeg"))
     return found
+
+
+def _size(entry: os.DirEntry) -> int:
+    """Bytes of a file, 0 where that cannot be told."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
 
 
 def _unique_ids(found: list[Found]) -> list[Found]:
     """Ids without a file's suffix, where that leaves them unique; the root itself is called by its own name."""
-    bare = [(_bare(scan_id, kind), scan_id) for scan_id, _, kind in found]
-    seen: dict[str, int] = {}
-    for short, _ in bare:
-        seen[short] = seen.get(short, 0) + 1
-    ids = [(short if seen[short] == 1 else full).lstrip("/") for short, full in bare]
+    bare = [_bare(one.scan_id, one.kind) for one in found]
+    seen = Counter(bare)
     named = []
-    for short, (_, path, kind) in zip(ids, found, strict=True):
-        if not short or short.startswith("#"):
-            short = os.path.basename(os.path.abspath(split_series(path)[0])) + short
-        named.append((short, path, kind))
+    for one, short in zip(found, bare, strict=True):
+        name = (short if seen[short] == 1 else one.scan_id).lstrip("/")
+        if not name or name.startswith("#"):
+            name = os.path.basename(os.path.abspath(split_series(one.path)[0])) + name
+        named.append(one._replace(scan_id=name))
     return named
 
 
 def _bare(name: str, kind: str) -> str:
-    """A path without the suffix of a NIfTI or DICOM file."""
-    if kind in ("nifti", "dicom") and kind == file_kind(name):
-        name = name[:-3] if name.lower().endswith(".gz") else name
-        return os.path.splitext(name)[0]
+    """A path without the suffix of a volume or DICOM file."""
+    if kind not in ("", "jpeg") and kind == file_kind(name):
+        return name[: -len(next(end for end in SUFFIXES[kind][::-1] if name.lower().endswith(end)))]
     return name
 
 
@@ -293,7 +545,7 @@ def _add_sources(table: pd.DataFrame, path: str, note: Note) -> pd.DataFrame:
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(path: str, note: Note) -> list[dict[str, Any]]:
+def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[dict[str, Any]]:
     columns, lines = _read_csv(path, ("path",))
     for column in columns:
         if column not in COHORT_COLUMNS:
@@ -302,7 +554,8 @@ def _read_manifest(path: str, note: Note) -> list[dict[str, Any]]:
         raise CohortError(f"{path} lists no scan")
     folder = os.path.dirname(path)
     home = os.path.realpath(folder or ".")
-    rows: list[dict[str, Any]] = []
+    found: list[Found] = []
+    given_too: dict[str, dict[str, Any]] = {}
     first_at: dict[str, int] = {}
     there = 0
     for line, cells in lines:
@@ -310,7 +563,7 @@ def _read_manifest(path: str, note: Note) -> list[dict[str, Any]]:
         if not cells["path"]:
             raise CohortError(f"{where}: path is empty")
         given = os.path.expanduser(cells["path"])
-        full = os.path.join(folder, given)
+        full = on_disk(os.path.join(folder, given))
         plain = os.path.normpath(cells["path"]).replace(os.sep, "/").lstrip("/")
         scan_id = cells.get("scan_id") or _bare(plain, file_kind(plain))
         if scan_id in first_at:
@@ -324,26 +577,53 @@ def _read_manifest(path: str, note: Note) -> list[dict[str, Any]]:
         fold = cells.get("fold", "")
         if fold and not (fold.isdecimal() and int(fold) > 0):
             raise CohortError(f"{where}: fold is {fold!r}, expected 1, 2, … or nothing")
-        rows.append(
-            {
-                "scan_id": scan_id,
-                "path": full,
-                "split": _choice(cells.get("split", ""), SPLITS, where, "split") or "",
-                "label": _choice(cells.get("label", ""), LABELS, where, "label"),
-                "fold": int(fold) if fold else None,
-                "source": cells.get("source", ""),
-                "format": kind or guess_format(full),
-            }
-        )
+        full, kind = (full, kind) if kind else _inside(full, scan_id, note)
+        one = Found(scan_id, full, kind, series_at(full) if kind == "dicom" else None, _measured(full, kind))
+        split = _choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or ""
+        found.append(one._replace(split=split, label=_choice(cells.get("label", ""), classes, where, "label")))
+        given_too[scan_id] = {
+            "fold": int(fold) if fold else None,
+            "source": cells.get("source", ""),
+            **({"patient": cells["patient"]} if cells.get("patient") else {}),
+        }
     if not there:
-        raise CohortError(f"{path}: none of its {len(rows)} paths exists, the first is {rows[0]['path']!r}")
-    return rows
+        raise CohortError(f"{path}: none of its {len(found)} paths exists, the first is {found[0].path!r}")
+    _refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
+    _refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
+    rows = _rows(found, note)
+    return [row | given_too[one.scan_id] for row, one in zip(rows, found, strict=True)]
 
 
-def _choice(text: str, choices: dict[str, Any], where: str, column: str) -> Any:
+def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
+    """Path and format of the one scan in a folder that a manifest names, also where it lies deeper."""
+    folder, series = split_series(path)
+    if series or not os.path.isdir(folder):
+        return path, guess_format(path)
+    with os.scandir(folder) as entries:
+        if any(not is_folder(entry) and not is_hidden(entry.name) and format_of(entry.path) for entry in entries):
+            return path, guess_format(path)
+    found = [one._replace(unit=scan_id) for one in _scans(folder, scan_id, {}, note, level=None)]
+    found = _one_patient_once(found, folder, note)
+    if len(found) > 1:
+        note(scan_id, "", "warned", f"{Reason.NO_SLICES}: {len(found)} scans are below it, such as {found[0].scan_id}")
+    return (found[0].path, found[0].kind) if len(found) == 1 else (path, "jpeg")
+
+
+def _measured(path: str, kind: str) -> tuple[int, int]:
+    """`Found.size` of a scan that a manifest names."""
+    try:
+        if os.path.isfile(path):
+            return 0, os.path.getsize(path)
+        names = sorted(n for n in os.listdir(path) if kind == "jpeg" and file_kind(n) == kind and not is_hidden(n))
+        return len(names), os.path.getsize(os.path.join(path, names[len(names) // 2])) if names else 0
+    except OSError:
+        return 0, 0
+
+
+def _choice(text: str, choices: Mapping[str, Any], where: str, column: str, plain: Callable = _plain) -> Any:
     """The value a cell stands for, None for an empty one."""
     if not text:
         return None
-    if text.lower() not in choices:
+    if plain(text) not in choices:
         raise CohortError(f"{where}: {column} is {text!r}, expected one of {', '.join(choices)} or nothing")
-    return choices[text.lower()]
+    return choices[plain(text)]

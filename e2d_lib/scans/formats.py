@@ -1,16 +1,34 @@
 """Which format a file or folder is in, told by names and, where they tell nothing, by the first bytes."""
 
 import contextlib
+import logging
 import os
 import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from e2d_lib.scans.findings import Notes, Reason
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+SUFFIXES = {
+    "jpeg": (".jpg", ".jpeg", ".png"),
+    "nifti": (".nii", ".nii.gz"),
+    "dicom": (".dcm", ".dicom", ".ima"),
+    "itk": (".mha", ".mhd", ".nrrd", ".nhdr", ".hdr"),
+}
+"""Format -> how the names of its files end. "itk" is what SimpleITK reads."""
+PARTS = {".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",), ".raw.gz": (".nhdr",), ".img": (".hdr",), ".img.gz": (".hdr",)}
+"""Ending of a file of values -> the endings of the header that may lie beside it and name it."""
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "dicomdir"})
+TEXTS = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".rst", ".pdf", ".doc", ".docx", ".xls", ".xlsx")
+TEXTS += (".html", ".htm", ".log", ".yaml", ".yml", ".py", ".ipynb", ".parquet")
+"""Endings of files that go with scans and are none."""
+_MASK = re.compile(
+    r"(^|[^a-z])(\w*masks?|segs?|segmentations?|labels?(tr|ts|map)?|annotations?|gt|groundtruth|rois?)([^a-z]|$)", re.I
+)
+_LOCK = threading.RLock()  # warnings filters and loggers are the process's: one listener at a time
 
 
 def natural_key(name: str) -> tuple[Any, ...]:
@@ -24,13 +42,23 @@ def natural_key(name: str) -> tuple[Any, ...]:
 
 
 def file_kind(name: str) -> str:
-    """Format that a file's name tells: "jpeg" (PNG too), "nifti", "dicom" or ""; capitals don't matter."""
+    """Format that a file's name tells: "jpeg" (PNG too), "nifti", "dicom", "itk" or ""; capitals don't matter."""
     name = name.lower()
-    if name.endswith(IMAGE_SUFFIXES):
-        return "jpeg"
-    if name.endswith(NIFTI_SUFFIXES):
-        return "nifti"
-    return "dicom" if name.endswith(DICOM_SUFFIXES) else ""
+    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+
+
+def format_of(path: str) -> str:
+    """`file_kind`, or "dicom" where the name tells nothing and the first bytes do."""
+    return file_kind(path) or ("dicom" if looks_like_dicom(path) else "")
+
+
+def names_mask(name: str) -> bool:
+    """Whether a file's or folder's name says that it holds masks.
+
+    >>> [names_mask(n) for n in ("ct_mask.nii.gz", "Lung_Mask", "labelsTr", "segment 3.png", "unmasked.nii")]
+    [True, True, True, False, False]
+    """
+    return bool(_MASK.search(re.sub(r"(?i)unmasked", "", name)))
 
 
 def is_hidden(name: str) -> bool:
@@ -51,7 +79,7 @@ def looks_like_dicom(path: str) -> bool:
     Only names without a suffix or with a number for one (exports are often named by UID) are opened at all.
     """
     suffix = os.path.splitext(path)[1][1:]
-    if (suffix and not suffix.isdecimal()) or os.path.basename(path).upper() == "DICOMDIR" or not os.path.isfile(path):
+    if (suffix and not suffix.isdecimal()) or is_hidden(os.path.basename(path)) or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:
@@ -67,21 +95,65 @@ def guess_format(path: str) -> str:
     if series:
         return "dicom"
     if not os.path.isdir(folder):
-        return file_kind(folder) or ("dicom" if looks_like_dicom(folder) else "jpeg")
+        return format_of(folder) or "jpeg"
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if is_hidden(entry.name) or is_folder(entry):
-                continue
-            kind = file_kind(entry.name) or ("dicom" if looks_like_dicom(entry.path) else "")
-            if kind in ("nifti", "dicom"):  # images beside a volume are its previews, so that they don't end the search
-                return kind
+            if not is_hidden(entry.name) and not is_folder(entry):
+                kind = format_of(entry.path)
+                if kind and kind != "jpeg":  # images beside a volume are its previews, and don't end the search
+                    return kind
     return "jpeg"
 
 
 def split_series(path: str) -> tuple[str, str]:
     """``folder#UID`` as (folder, UID); any path that exists as it stands as (path, "")."""
+    path = on_disk(path)
     folder, mark, series = path.rpartition("#")
     return (path, "") if not mark or os.path.exists(path) else (folder, series)
+
+
+def on_disk(path: str) -> str:
+    r"""The path that `printable` made ``path`` of, where the disk has that one: its \xNN are bytes again."""
+    if "\\x" not in path or os.path.exists(path):
+        return path
+    return os.fsdecode(re.sub(rb"\\x([89a-f][0-9a-f])", lambda m: bytes([int(m[1], 16)]), os.fsencode(path)))
+
+
+def strangers(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(name, reason) of the files among a folder's that no reader takes, natural order; parts of others are left out.
+
+    Many files of one unknown ending are one entry.
+    """
+    names = sorted(names, key=natural_key)
+    lower = {name.lower() for name in names}
+    found, unknown = [], Counter()
+    for name in names:
+        stem, ending = _ending(name)
+        if name.startswith("._"):
+            found.append((name, Reason.TWIN))
+        elif is_hidden(name):
+            found.append((name, Reason.SYSTEM_FILE))
+        elif ending in TEXTS or not ending or ending[1:].isdecimal():
+            found.append((name, Reason.OTHER_FILE))
+        elif not file_kind(name) and not any(stem.lower() + head in lower for head in PARTS.get(ending, ())):
+            unknown[ending] += 1
+            found.append((name, f"{Reason.UNKNOWN_FORMAT}: {ending}"))
+        elif file_kind(name):
+            found.append((name, Reason.OTHER_FILE))
+    many = {ending for ending, count in unknown.items() if count > 3}
+    kept = [(name, reason) for name, reason in found if _ending(name)[1] not in many]
+    return kept + [
+        (f"*{ending}", f"{Reason.UNKNOWN_FORMAT}: {unknown[ending]} files {ending}") for ending in sorted(many)
+    ]
+
+
+def _ending(name: str) -> tuple[str, str]:
+    """(stem, ending in small letters); of a packed file both of its endings."""
+    stem, ending = os.path.splitext(name)
+    if ending.lower() in (".gz", ".bz2", ".zst", ".xz"):
+        stem, inner = os.path.splitext(stem)
+        ending = inner + ending
+    return stem, ending.lower()
 
 
 def listed(folder: str, kind: str, notes: Notes) -> list[str]:
@@ -95,13 +167,29 @@ def listed(folder: str, kind: str, notes: Notes) -> list[str]:
             elif not is_folder(entry):
                 found = not hidden and kind == "dicom" and looks_like_dicom(entry.path)
                 (names if found else others).append(entry.name)
-    for name in sorted(others, key=natural_key):
-        notes.add(name, "excluded", _no_slice(name))
+    for name, reason in strangers(others):
+        notes.add(name, "excluded", reason)
     return sorted(names, key=natural_key)
 
 
-def _no_slice(name: str) -> str:
-    """Why a file that is no slice is none."""
-    if name.startswith("._"):
-        return Reason.TWIN
-    return Reason.SYSTEM_FILE if is_hidden(name) or name.upper() == "DICOMDIR" else Reason.OTHER_FILE
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """Collect what pydicom and nibabel say beside their result: Python warnings and log records, as short lines."""
+    said: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
+            said.append(record.getMessage())
+        return False
+
+    loggers = [logging.getLogger("pydicom"), logging.getLogger("nibabel.global")]
+    with _LOCK, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for logger in loggers:
+            logger.addFilter(take)
+        try:
+            yield said
+        finally:
+            for logger in loggers:
+                logger.removeFilter(take)
+            said.extend(str(w.message) for w in caught)

@@ -1,14 +1,33 @@
 """Scans as folders of JPEG or PNG images, ordered by the number in their names."""
 
+import functools
+import math
 import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 
-from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError
-from e2d_lib.scans.formats import listed
-from e2d_lib.scans.overheard import decoder_lines, short
+from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
+from e2d_lib.scans.formats import listed, names_mask, natural_key
+from e2d_lib.scans.plausible import shows_hounsfield
+from e2d_lib.scans.volume import hu_to_uint8
+
+OFFSETS = (32768, 1024, 1000, 0)
+"""What 16-bit images have been seen to add to HU, so that they are not negative; 0: two's complement."""
+_COPY = re.compile(r"([ _-]*\(\d+\)|[ _-]+copy([ _-]*\(?\d+\)?)?|~)$", re.I)
+_POSITION = re.compile(r"((?:.*[^\d.]\.?)??)([-+]?\d+(?:\.\d+)?)(\D*)")
+
+
+class _Numbered(NamedTuple):
+    name: str
+    run: tuple[str, ...]  # the name without its number: names of one stack share it
+    number: float | None
 
 
 def open_images(notes: Notes, path: str, view: str) -> Scan:
@@ -16,69 +35,205 @@ def open_images(notes: Notes, path: str, view: str) -> Scan:
     if view != "axial":
         notes.add("", "excluded", f"{Reason.NO_VIEW}: {view} of images")
         return Scan(notes)
-    if not os.path.isdir(path):
-        return Scan(notes, [os.path.basename(path)], lambda i: _read_image(path))
-    names = _in_order(listed(path, "jpeg", notes), notes)
-    return Scan(notes, names, lambda i: _read_image(os.path.join(path, names[i])))
+    if os.path.isdir(path):
+        names = _in_order(listed(path, "jpeg", notes), notes)
+    else:
+        path, names = os.path.dirname(path), (os.path.basename(path),)
+    paths = [os.path.join(path, name) for name in names]
+    offset = functools.cache(lambda: _offset(paths[len(paths) // 2]))
+    return Scan(notes, names, lambda i: _read_image(paths[i], offset))
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
 
 
 def _in_order(found: list[str], notes: Notes) -> tuple[str, ...]:
-    """Names by number (method.md §1), those that are no number after them in natural order; oddities are noted."""
-    numbers: dict[int, str] = {}
+    """Names by number (method.md §1); those without a number go last. What is no slice of the stack is noted.
+
+    Copies, masks beside the slices, and the smaller ones of several runs of the same numbers are left out.
+    """
+    names = _without_extras(found, notes)
+    runs = _runs(names, notes)
+    if not runs:
+        return ()
+    main = max(runs, key=lambda run: (len(runs[run]), bool(run[0] == "".join(run)), [-len(part) for part in run]))
+    numbers = runs.pop(main)
     others = []
-    for name in sorted(found, key=len):  # 1.jpg before 01.jpg and 1.jpeg
-        stem = os.path.splitext(name)[0]
-        if not stem.isdecimal():
-            others.append(name)
-        elif int(stem) in numbers:
-            notes.add(name, "excluded", f"{Reason.SAME_NUMBER}: as {numbers[int(stem)]}")
+    for part in runs.values():
+        again = sum(number in numbers for number in part)
+        if again >= max(3, len(part) / 2):
+            for name in part.values():
+                notes.add(name, "excluded", f"{Reason.OTHER_RUN}: beside {numbers[min(numbers)]} …")
         else:
-            numbers[int(stem)] = name
-    order = sorted(numbers)
-    if order and order[-1] - order[0] >= len(order):
-        gaps = [(a + 1, b - 1) for a, b in pairwise(order) if b > a + 1]
-        shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in gaps[:5]) + (", …" if gaps[5:] else "")
-        notes.add("", "warned", f"{Reason.NUMBER_GAP}: {sum(b - a + 1 for a, b in gaps)} missing, {shown}")
-    if others and not order:
-        notes.add("", "warned", f"{Reason.NOT_A_NUMBER}: all {len(others)}, in natural order")
-    elif others:
+            others += part.values()
+    order = [numbers[n] for n in sorted(numbers)]
+    _note_gaps(sorted(numbers), notes)
+    plain = all(os.path.splitext(name)[0].isdecimal() for name in order)
+    if plain:
         for name in others:
             notes.add(name, "warned", f"{Reason.NOT_A_NUMBER}: put last")
-    return (*(numbers[n] for n in order), *others)
+        return (*order, *sorted(others, key=natural_key))
+    notes.add("", "kept", f"{Reason.NOT_A_NUMBER}: {len(names)}, ordered by the number in it")
+    return tuple(order) if not others else tuple(sorted([*order, *others], key=natural_key))
 
 
-def _read_image(path: str) -> tuple[np.ndarray, list[str]]:
-    """A grey image; of a colour JPEG its luma, which is the channel itself where the three are equal."""
+def _without_extras(found: list[str], notes: Notes) -> list[str]:
+    """Names less copies ("3 (1).jpg" beside "3.jpg") and masks ("3_mask.png") of others."""
+    stems = {os.path.splitext(name)[0] for name in found}
+    masks = {name for name in found if names_mask(name)}
+    kept = []
+    for name in sorted(found, key=lambda name: (len(name), natural_key(name))):  # 1.jpg before 01.jpg and 1.jpeg
+        stem = os.path.splitext(name)[0]
+        bare = _COPY.sub("", stem)
+        if bare != stem and bare in stems:
+            notes.add(name, "excluded", f"{Reason.COPY}: of {bare}")
+        elif name in masks and len(masks) < len(found):
+            notes.add(name, "excluded", Reason.MASK)
+        else:
+            kept.append(name)
+    return kept
+
+
+def _runs(names: list[str], notes: Notes) -> dict[tuple[str, ...], dict[float, str]]:
+    """Run -> number -> name; a second name of one number is noted. Names without number have runs of their own."""
+    runs: dict[tuple[str, ...], dict[float, str]] = defaultdict(dict)
+    for name, run, number in _by_position(names) or _by_counter(names):
+        if number is None:
+            runs[run, name][0.0] = name
+        elif number in runs[run]:
+            notes.add(name, "excluded", f"{Reason.SAME_NUMBER}: as {runs[run][number]}")
+        else:
+            runs[run][number] = name
+    return runs
+
+
+def _by_position(names: list[str]) -> list[_Numbered]:
+    """Names that hold a signed or broken number, as positions along z do; [] where they do not all."""
+    matched = [_POSITION.fullmatch(os.path.splitext(name)[0]) for name in names]
+    if not matched or not all(matched):
+        return []
+    found = [_Numbered(name, (m[1], m[3]), float(m[2])) for name, m in zip(names, matched, strict=True)]
+    signs = {m[1]: {m[2][0] == "-" for m in matched} for m in matched}
+    broken = any("." in m[2] for m in matched)
+    signed = any(len(kinds) == 2 or (head == "" and True in kinds) for head, kinds in signs.items())
+    twice = len({(os.path.splitext(f.name)[1], *f[1:]) for f in found}) < len(found)  # 3.1 and 3.10: no fractions
+    return found if (broken or signed) and not twice else []
+
+
+def _by_counter(names: list[str]) -> list[_Numbered]:
+    """The number that counts, of several in a name, is the one with the most values over the names."""
+    shapes: dict[int, list[tuple[str, list[str]]]] = defaultdict(list)
+    for name in names:
+        parts = re.split(r"(\d+)", os.path.splitext(name)[0])
+        shapes[len(parts)].append((name, parts))
+    found = {}
+    for count, named in shapes.items():
+        fields = range(1, count, 2)
+        field = max(fields, key=lambda i: (len({parts[i] for _, parts in named}), i), default=None)
+        for name, parts in named:
+            number = None if field is None else int(parts[field])
+            found[name] = _Numbered(name, tuple(p for i, p in enumerate(parts) if i != field), number)
+    return [found[name] for name in names]
+
+
+def _note_gaps(order: list[float], notes: Notes) -> None:
+    steps = [b - a for a, b in pairwise(order)]
+    if not steps or any(step != int(step) for step in steps):
+        return
+    step = math.gcd(*map(int, steps))
+    gaps = [(int(a + step), int(b - step)) for a, b in pairwise(order) if b - a > step]
+    if gaps:
+        missing = sum((b - a) // step + 1 for a, b in gaps)
+        text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in gaps[:5]) + (", …" if gaps[5:] else "")
+        notes.add("", "warned", f"{Reason.NUMBER_GAP}: {missing} missing, {text}")
+
+
+# --- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _read_image(path: str, offset: Callable[[], int | None]) -> tuple[np.ndarray, list[str]]:
+    """A grey image; of a colour JPEG its luma, which is the channel itself where the three are equal.
+
+    ``offset`` tells what a 16-bit image has added to HU, None where it holds no HU.
+    """
     try:
-        data = np.fromfile(path, np.uint8)
+        with open(path, "rb") as file:
+            data = file.read()
     except OSError as error:
         raise SliceError(f"{Reason.UNREADABLE}: {error.strerror}") from None
-    if not data.size:
+    if not data:
         raise SliceError(Reason.EMPTY_FILE)
-    with decoder_lines() as said:
-        try:
-            image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
-        except cv2.error:  # beyond OpenCV's size limits
-            image = None
-        if data[0] == 0xFF and not _ends(data):  # some OpenCV versions fill a truncated JPEG up with grey
-            raise SliceError(Reason.TRUNCATED)
-        if image is None:
-            raise SliceError(Reason.UNDECODABLE)
-    doubts = [f"{_doubt(line)}: {short(line)}" for line in said[:1]]
-    if data[0] == 0x89 and data[24] == 16:  # PNG, bit depth in its header
-        doubts.append(Reason.SIXTEEN_BIT)
+    if data[:2] == b"\xff\xd8":
+        return _read_jpeg(data)
+    if data[:4] != b"\x89PNG":
+        return _decoded(data, cv2.IMREAD_GRAYSCALE), []
+    if b"IEND" not in data[-64:] and b"IEND" not in data:
+        raise SliceError(Reason.TRUNCATED)
+    deep, clear = data[24] == 16, data[25] in (4, 6) or b"tRNS" in data[:2048]
+    image, doubts = _decoded(data, cv2.IMREAD_UNCHANGED if deep or clear else cv2.IMREAD_GRAYSCALE), []
+    alpha = image[..., 3] if image.ndim == 3 and image.shape[2] == 4 else None
+    if image.ndim == 3:
+        image = cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2GRAY)
+    if image.dtype == np.uint16:
+        image, doubt = _from_sixteen(image, offset())
+        doubts.append(doubt)
+    if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        image = (image * (alpha / np.iinfo(alpha.dtype).max)).astype(np.uint8)
+        doubts.append(Reason.TRANSPARENT)
     return image, doubts
 
 
-def _doubt(line: str) -> Reason:
-    return Reason.CORRUPT if line.startswith(("Corrupt", "Premature")) else Reason.PARSER
+def _read_jpeg(data: bytes) -> tuple[np.ndarray, list[str]]:
+    """Strictly decoded: a JPEG that is cut short or corrupt is refused, one that lacks its end marker alone is not."""
+    doubts = []
+    try:
+        image = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+    except ValueError as error:
+        text = str(error)
+        if text.startswith("Premature end"):
+            try:
+                image = simplejpeg.decode_jpeg(data + b"\xff\xd9", "GRAY")[..., 0]
+            except ValueError:
+                raise SliceError(Reason.TRUNCATED) from None
+            doubts = [Reason.NO_END]
+        elif "extraneous bytes before marker 0xd9" in text:  # behind the last pixel
+            image, doubts = simplejpeg.decode_jpeg(data, "GRAY", strict=False)[..., 0], [f"{Reason.PARSER}: {text}"]
+        elif text.startswith("Corrupt"):
+            raise SliceError(f"{Reason.CORRUPT}: {short(text.partition(': ')[2])}") from None
+        else:  # of a kind that simplejpeg does not know, such as CMYK
+            return _decoded(data, cv2.IMREAD_GRAYSCALE), []
+    if b"Exif\0\0" in data[:65536]:  # may say that the picture is to be turned
+        image = _decoded(data, cv2.IMREAD_GRAYSCALE)
+    return image, doubts
 
 
-def _ends(data: np.ndarray) -> bool:
-    """Whether a JPEG has its end marker, after the last start of scan (an embedded preview has both of its own)."""
-    if data[-2:].tobytes() == b"\xff\xd9":
-        return True
-    if data[:2].tobytes() != b"\xff\xd8":
-        return True  # no JPEG at all: undecodable, not truncated
-    whole = data.tobytes()
-    return whole.rfind(b"\xff\xd9") > whole.rfind(b"\xff\xda")
+def _decoded(data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # beyond OpenCV's size limits
+        image = None
+    if image is None:
+        raise SliceError(Reason.UNDECODABLE)
+    return image
+
+
+def _from_sixteen(image: np.ndarray, offset: int | None) -> tuple[np.ndarray, str]:
+    """8 bits of 16: the lung window where HU are found, else the high byte."""
+    if offset is None:
+        return (image >> 8).astype(np.uint8), f"{Reason.SIXTEEN_BIT}: high byte kept"
+    hu = image.view(np.int16) if offset == 0 else image.astype(np.int32) - offset
+    return hu_to_uint8(hu), f"{Reason.SIXTEEN_BIT}: read as HU + {offset}"
+
+
+def _offset(path: str) -> int | None:
+    """What one 16-bit image has added to HU: the first of `OFFSETS` that puts air and tissue where HU have them."""
+    with open(path, "rb") as file:
+        image = _decoded(file.read(), cv2.IMREAD_UNCHANGED)
+    if image.dtype != np.uint16:
+        return None
+    image = np.ascontiguousarray(image if image.ndim == 2 else image[..., 0])
+    for n in OFFSETS:
+        hu = image.view(np.int16) if n == 0 else image.astype(np.int32) - n
+        if np.mean((hu > -3100) & (hu < 4100)) > 0.99 and shows_hounsfield(hu_to_uint8(hu)):
+            return n
+    return None

@@ -8,14 +8,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError
-from e2d_lib.scans.formats import file_kind, is_hidden
-from e2d_lib.scans.overheard import doubts, listening, short
-from e2d_lib.scans.volume import hu_to_uint8, loaded_once, slice_count, slices_of
+from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
+from e2d_lib.scans.formats import file_kind, is_hidden, listening, names_mask
+from e2d_lib.scans.volume import axes_of, loaded_once, slice_count, slices_of, windowed
 
 CHUNK = 1 << 20  # bytes read at once
-NO_AIR = -300.0
-"""A CT volume whose lowest value, in HU, is above this shows no air: it is hardly in HU."""
 _BROKEN = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -33,7 +30,7 @@ def open_nifti(notes: Notes, path: str, view: str) -> Scan:
     The header is read here, the values with the first slice.
     """
     if os.path.isdir(path):
-        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == "nifti"]
+        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == "nifti" and not names_mask(n)]
         if len(inside) != 1:
             notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} NIfTI files in the folder, expected 1")
             return Scan(notes)
@@ -52,8 +49,8 @@ def open_nifti(notes: Notes, path: str, view: str) -> Scan:
         notes.add("", "excluded", cut or f"{Reason.UNDECODABLE}: {short(error, path)}")
         return Scan(notes)
     shape, dtype = image.shape, image.dataobj.dtype
-    for doubt in doubts(said):
-        notes.add("", "warned", doubt)
+    for text in dict.fromkeys(said):
+        notes.doubt("", f"{Reason.PARSER}: {short(text)}")
     if dtype.names or dtype.kind == "c":
         notes.add("", "excluded", f"{Reason.NOT_HU}: {'complex' if dtype.kind == 'c' else 'RGB'} volume")
         return Scan(notes)
@@ -66,7 +63,8 @@ def open_nifti(notes: Notes, path: str, view: str) -> Scan:
         notes.add("", "warned", Reason.BAD_AFFINE)
         turn = nib.orientations.axcodes2ornt("RAS")
     elif not (image.header["sform_code"] > 0 or image.header["qform_code"] > 0):
-        notes.add("", "warned", f"{Reason.NO_ORIENTATION}: sform and qform codes are 0")
+        notes.doubt("", f"{Reason.NO_ORIENTATION}: sform and qform codes are 0")
+    turn = axes_of(turn, image.affine, shape, notes)
     names = map(str, range(slice_count((*shape, 1), turn, view)))
     return Scan(notes, names, loaded_once(lambda: _read_slices(image, turn, view, notes)))
 
@@ -119,21 +117,4 @@ def _read_slices(image: nib.Nifti1Pair, turn: np.ndarray, view: str, notes: Note
         raise SliceError(f"{Reason.TRUNCATED}: {short(error, path)}") from None
     except OSError as error:
         raise SliceError(f"{Reason.UNREADABLE}: {short(error, path)}") from None
-    planes = slices_of(stored.reshape(shape, order="F"), turn, view)
-    slices = np.empty(planes.shape, np.uint8)
-    odd, lowest = 0, np.inf
-    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float64 are not finite, and counted
-        for k, plane in enumerate(planes):
-            hu = plane.astype(np.float64)
-            hu *= header.slope  # 1 and 0 where the header gives none
-            hu += header.inter
-            finite = np.isfinite(hu)
-            odd += hu.size - np.count_nonzero(finite)
-            lowest = min(lowest, hu.min(where=finite, initial=np.inf))
-            hu[~finite] = -np.inf
-            slices[k] = hu_to_uint8(hu)
-    if odd:
-        notes.add("", "warned", f"{Reason.NOT_FINITE}: {odd} voxels")
-    if lowest > NO_AIR:
-        notes.add("", "warned", f"{Reason.NOT_HU}: lowest value {lowest:g}")
-    return slices
+    return windowed(slices_of(stored.reshape(shape, order="F"), turn, view), notes, header.slope, header.inter)

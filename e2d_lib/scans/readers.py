@@ -13,6 +13,7 @@ from e2d_lib.scans.dicom import open_dicom
 from e2d_lib.scans.findings import Finding, Notes, Reason, Scan, SliceError
 from e2d_lib.scans.formats import guess_format, split_series
 from e2d_lib.scans.images import open_images
+from e2d_lib.scans.itk import open_itk
 from e2d_lib.scans.nifti import open_nifti
 from e2d_lib.scans.volume import VIEWS, hu_to_uint8
 
@@ -27,16 +28,16 @@ __all__ = [
     "open_scan",
     "split_series",
 ]
-OPENERS = {"jpeg": open_images, "nifti": open_nifti, "dicom": open_dicom}
+OPENERS = {"jpeg": open_images, "nifti": open_nifti, "dicom": open_dicom, "itk": open_itk}
 
 
 def open_scan(row: Mapping[str, Any], *, view: str = "axial") -> Scan:
     """The scan of a cohort row (or any mapping with ``path``, and perhaps ``scan_id`` and ``format``).
 
-    ``path`` is a folder of images, an image, a NIfTI file, a folder of DICOM files, one DICOM file, or ``folder#UID``,
-    the series of that SeriesInstanceUID in a folder of several. ``view`` is axial, coronal or sagittal; the last two
-    need a volume (NIfTI, or an axial DICOM series). Raises `CohortError` for an unknown view or format, and nothing for
-    what lies on disk.
+    ``path`` is a folder of images, an image, a NIfTI, MetaImage, NRRD or Analyze file, a folder of DICOM files, one
+    DICOM file, or ``folder#UID``, the series of that SeriesInstanceUID in a folder of several. ``view`` is axial,
+    coronal or sagittal; the last two need a volume (one file, or an axial DICOM series). Raises `CohortError` for an
+    unknown view or format, and nothing for what lies on disk.
     """
     if view not in VIEWS:
         raise CohortError(f"view is {view!r}, expected one of {', '.join(VIEWS)}")

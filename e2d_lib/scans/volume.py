@@ -5,7 +5,7 @@ from collections.abc import Callable
 import nibabel as nib
 import numpy as np
 
-from e2d_lib.scans.findings import Load, SliceError
+from e2d_lib.scans.findings import Load, Notes, Reason, SliceError
 
 VIEWS = {"sagittal": 0, "coronal": 1, "axial": 2}
 """View -> the axis of a right-anterior-superior volume that counts its slices."""
@@ -38,12 +38,42 @@ def slice_count(shape: tuple[int, ...], turn: np.ndarray, view: str) -> int:
 
 
 def slices_of(volume: np.ndarray, turn: np.ndarray, view: str) -> np.ndarray:
-    """The slices of a view, (n, rows, columns): brought to closest canonical axes and turned by ``numpy.rot90``.
+    """The slices of a view, (n, rows, columns), as a radiologist looks at them (method.md §7).
 
-    So axial slices run feet to head with the front up, and coronal and sagittal ones have the head up. ``turn`` is the
-    (3, 2) nibabel orientation of the volume's axes; the result is a view of ``volume``.
+    Axial slices run feet to head, seen from the feet: front up, the patient's right at the left. Coronal ones run back
+    to front, seen from the front: head up, right at the left. Sagittal ones run left to right, seen from the left: head
+    up, front at the left. ``turn`` is the (3, 2) nibabel orientation of the volume's axes; the result is a view of
+    ``volume``.
     """
-    return np.rot90(np.moveaxis(nib.apply_orientation(volume, turn), VIEWS[view], 0), axes=(1, 2))
+    return np.rot90(np.moveaxis(nib.apply_orientation(volume, turn), VIEWS[view], 0), axes=(1, 2))[..., ::-1]
+
+
+def axes_of(turn: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], notes: Notes) -> np.ndarray:
+    """``turn``, or that of (z, y, x) axes for an array of that shape which nobody gave an affine; noted as a doubt.
+
+    An identity affine is what saving a bare array gives, and bare arrays of ITK and PyTorch users begin with z.
+    """
+    bare = np.array_equal(np.abs(affine), np.eye(4)) and len(shape) > 2 and shape[1] == shape[2] != shape[0]
+    if bare:
+        notes.add("", "warned", f"{Reason.AXES}: identity affine, shape {shape[0]} x {shape[1]} x {shape[2]}")
+    return nib.orientations.axcodes2ornt("SPL") if bare else turn
+
+
+def windowed(planes: np.ndarray, notes: Notes, slope: float = 1.0, intercept: float = 0.0) -> np.ndarray:
+    """(n, rows, columns) stored values -> uint8 of the lung window; no more than one plane is held as float."""
+    slices, odd = np.empty(planes.shape, np.uint8), 0
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float64 are not finite, and counted
+        for k, plane in enumerate(planes):
+            hu = plane.astype(np.float64)
+            hu *= slope
+            hu += intercept
+            finite = np.isfinite(hu)
+            odd += hu.size - np.count_nonzero(finite)
+            hu[~finite] = -np.inf
+            slices[k] = hu_to_uint8(hu)
+    if odd:
+        notes.add("", "warned", f"{Reason.NOT_FINITE}: {odd} voxels")
+    return slices
 
 
 def loaded_once(read: Callable[[], np.ndarray]) -> Load:

@@ -1,6 +1,7 @@
 """The cohort table: layouts, manifests, their dirt, and the folds."""
 
 import builtins
+import itertools
 import os
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from e2d_lib.scans.cohort import COHORT_COLUMNS, CohortError, assign_folds, coho
 from e2d_lib.scans.readers import Finding, Reason, open_scan
 from tests.make_scans import JPEG, RAS, dicom, opened, series, write_nifti
 
+_padding = itertools.count(1)
 
-def write_scan(folder: Path, slices: int = 2) -> Path:
+
+def write_scan(folder: Path, slices: int = 2, padding: int | None = None) -> Path:
+    """Slices of one picture; without ``padding`` no two scans have the same bytes, or as many."""
     folder.mkdir(parents=True, exist_ok=True)
+    behind = bytes(next(_padding) if padding is None else padding)
     for i in range(slices):
-        (folder / f"{i}.jpg").write_bytes(JPEG)
+        (folder / f"{i}.jpg").write_bytes(JPEG + behind)
     return folder
 
 
@@ -57,7 +62,7 @@ class TestReleasedLayout:
         assert tuple(cohort.columns) == COHORT_COLUMNS
         assert cohort["label"].dtype == cohort["fold"].dtype == "Int64"
         assert cohort["fold"].isna().all()
-        for column in ("scan_id", "path", "split", "source", "format"):
+        for column in ("scan_id", "path", "split", "source", "format", "patient"):
             assert pd.api.types.is_string_dtype(cohort[column])
         cohort.to_parquet(tmp_path / "cohort.parquet", index=False)
         pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "cohort.parquet"), cohort)
@@ -307,9 +312,8 @@ class TestManifest:
         cohort = read_cohort(manifest(text))
         assert tuple(cohort.columns) == COHORT_COLUMNS
         row = cohort.loc[0].to_dict()
-        assert {k: row[k] for k in row if k != "path"} == {
-            "scan_id": "A", "split": "train", "label": 1, "fold": 3, "source": "Athens", "format": "jpeg"
-        }  # fmt: skip
+        expected = {"scan_id": "A", "split": "train", "label": 1, "fold": 3, "source": "Athens", "format": "jpeg"}
+        assert {k: row[k] for k in row if k != "path"} == {**expected, "patient": "A"}
         assert cohort.loc[1, ["split", "source", "format"]].tolist() == ["", "", "nifti"]
         assert pd.isna(cohort["label"][1]) and pd.isna(cohort["fold"][1])
 
@@ -328,10 +332,10 @@ class TestManifest:
             ("path;label\na;1\n", "no column 'path', only .*'path;label'.* comma"),
             ("file\na\n", "no column 'path'"),
             ("path,path\na,a\n", "column 'path' twice"),
-            ("path,label\na,1\nb.nii.gz,maybe\n", "line 3: label is 'maybe', expected one of 1, 0, positive"),
+            ("path,label\na,1\nb.nii.gz,maybe\n", "line 3: label is 'maybe', expected one of 1, positive, covid"),
             ("path,label\na,2\n", "line 2: label is '2'"),
             ("path,split\na,holdout\n", "line 2: split is 'holdout'"),
-            ("path,format\na,mha\n", "line 2: format is 'mha', expected one of jpeg, nifti, dicom"),
+            ("path,format\na,mha\n", "line 2: format is 'mha', expected one of jpeg, nifti, dicom, itk"),
             ("path,fold\na,0\n", "line 2: fold is '0'"),
             ("path,fold\na,first\n", "line 2: fold is 'first'"),
             ("path,label\n,1\n", "line 2: path is empty"),
@@ -372,7 +376,8 @@ class TestManifest:
     def test_leaving_the_folder_is_warned(self, manifest, tmp_path, path):
         (tmp_path / "study" / "link").symlink_to(tmp_path / "elsewhere")
         cohort = read_cohort(manifest(f"scan_id,path\nx,{path}\ny,a\nz,a/../a\n"))
-        assert cohort_findings(cohort) == [Finding("x", "", "warned", f"{Reason.OUTSIDE}: {path}")]
+        same_as_x = [Finding("z", "", "warned", f"{Reason.SAME_BYTES}: as y")]
+        assert cohort_findings(cohort) == [Finding("x", "", "warned", f"{Reason.OUTSIDE}: {path}"), *same_as_x]
         assert len(open_scan(cohort.loc[0])) == 2
 
     def test_absolute_paths_are_meant(self, manifest, tmp_path):

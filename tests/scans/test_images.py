@@ -118,8 +118,8 @@ IMAGE_DIRT = {
     "truncated by its end marker": (
         SCAN_OF_THREE | {"1.jpg": JPEG[:-2]},
         ["0.jpg", "1.jpg", "2.jpg"],
-        ["1.jpg"],
-        {("1.jpg", "excluded", Reason.TRUNCATED)},
+        [],
+        {("1.jpg", "kept", Reason.NO_END)},
     ),
     "truncated behind a whole preview": (
         SCAN_OF_THREE | {"1.jpg": EXIF_PREVIEW[:-50]},
@@ -136,14 +136,14 @@ IMAGE_DIRT = {
     "corrupt in the middle": (
         SCAN_OF_THREE | {"1.jpg": corrupted(JPEG)},
         ["0.jpg", "1.jpg", "2.jpg"],
-        [],
-        {("1.jpg", "warned", Reason.CORRUPT)},
+        ["1.jpg"],
+        {("1.jpg", "excluded", Reason.CORRUPT)},
     ),
     "truncated png": (
         {"0.png": encoded(picture(), ".png")[:-200]},
         ["0.png"],
         ["0.png"],
-        {("0.png", "excluded", Reason.UNDECODABLE)},
+        {("0.png", "excluded", Reason.TRUNCATED)},
     ),
     "zero bytes": (
         SCAN_OF_THREE | {"1.jpg": b""},
@@ -173,7 +173,7 @@ IMAGE_DIRT = {
         {"IM_9.jpg": JPEG, "IM_10.jpg": JPEG, "IM_1.jpg": JPEG},
         ["IM_1.jpg", "IM_9.jpg", "IM_10.jpg"],
         [],
-        {("", "warned", Reason.NOT_A_NUMBER)},
+        {("", "kept", Reason.NOT_A_NUMBER), ("", "warned", Reason.NUMBER_GAP)},
     ),
     "gap in numbering": (
         {"3.jpg": JPEG, "4.jpg": JPEG, "6.jpg": JPEG, "9.jpg": JPEG},

@@ -50,7 +50,7 @@ class TestGolden:
             assert golden_measures(scan.read(0)) == row, name
 
     def test_nifti(self, shared):
-        golden = golden_rows(shared / "data" / "golden_slices_nifti.csv")
+        golden = golden_rows(shared / "data" / "golden_slices_nifti_radiological.csv")
         scan = opened(shared / "data" / "totalsegmentator-example" / "example_ct.nii.gz")
         assert scan.names == tuple(golden) and len(golden) == 112
         for name, image in read_all(scan).items():

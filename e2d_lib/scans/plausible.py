@@ -1,0 +1,71 @@
+"""What the greys of a scan show: whether they can be a chest CT in the lung window at all, whatever the tags say."""
+
+import cv2
+import numpy as np
+
+from e2d_lib.scans.findings import Reason
+
+SAMPLES = 12
+"""Slices looked at, spread over the scan: a few tell as much as all."""
+AIR = slice(38, 111)
+"""Greys of the lung window for -1125 to -700 HU: air, and lung that is full of it."""
+TISSUE = slice(202, 255)
+"""Greys of the lung window for -160 to 149 HU: fat, water, muscle, organs."""
+BODY = 100
+"""Grey from which the method takes a pixel for body (method.md §2)."""
+LEAST = 0.02
+"""Share of the pixels that air, tissue, dark or bright must have at least; real scans have 0.15 and more of each."""
+ISLAND = 0.02
+"""Share of a slice that body inside a hole of the body must not reach; on real scans vessels and tumours reach 0.01."""
+
+
+def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
+    """Why slices, (rows, columns) uint8 each, can be no CT in the lung window; "" if they can.
+
+    ``hounsfield``: they were windowed from values said to be in HU (volumes, DICOM). Then air must lie near -1000 and
+    tissue near 0 to 80, black padding left aside. Slices that came as 8-bit images must show both dark and bright, and
+    more than two greys. In neither may the body lie in a hole of what is bright around it, as it does where the
+    background is white, the greys are inverted, or a bright frame was drawn.
+    """
+    some = [images[i] for i in sorted({round(k * (len(images) - 1) / (SAMPLES - 1)) for k in range(SAMPLES)})]
+    counts = [np.bincount(image[::2, ::2].ravel(), minlength=256) for image in some]
+    if not counts:
+        return ""
+    if why := _no_hounsfield(sum(counts)) if hounsfield else _no_window(counts):
+        return why
+    inside = sum(_island(image) > ISLAND for image in some)
+    return f"{Reason.ALL_LUNG}: white background, frame, or inverted greys" if 4 * inside >= len(some) else ""
+
+
+def _no_hounsfield(counts: np.ndarray) -> str:
+    total = max(counts[1:].sum(), 1)
+    if counts[AIR].sum() < LEAST * total:
+        return f"{Reason.NOT_HU}: no air near -1000"
+    return f"{Reason.NOT_HU}: no tissue near 0 to 80" if counts[TISSUE].sum() < LEAST * total else ""
+
+
+def shows_hounsfield(grey: np.ndarray) -> bool:
+    """Whether uint8 greys of the lung window, any shape, show both air and tissue where HU have them."""
+    return not _no_hounsfield(np.bincount(grey.ravel(), minlength=256))
+
+
+def _no_window(counts: list[np.ndarray]) -> str:
+    varied = [c for c in counts if np.count_nonzero(c) > 1]
+    if varied and sum(c[16:240].sum() < 0.005 * c.sum() for c in varied) > 0.9 * len(varied):
+        return f"{Reason.MASK}: two greys"
+    total = sum(counts)
+    bright = total[BODY:].sum() / total.sum()
+    if bright < LEAST or bright > 1 - LEAST:
+        return f"{Reason.NO_CONTRAST}: {bright:.0%} of the pixels are as bright as tissue"
+    return ""
+
+
+def _island(image: np.ndarray) -> float:
+    """The largest piece of body that lies in a hole of the body, as a share of the slice."""
+    body = (cv2.erode(image, np.ones((5, 5), np.uint8)) >= BODY).view(np.uint8)
+    outlines, tree = cv2.findContours(body, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
+    if tree is None:
+        return 0.0
+    parents = tree[0][:, 3]
+    inner = [line for line, up in zip(outlines, parents, strict=True) if up >= 0 and parents[up] >= 0]
+    return max(map(cv2.contourArea, inner), default=0.0) / image.size
