@@ -1,17 +1,16 @@
 """The cohort table: which scans there are, where, with what label, in which split and fold."""
 
 import csv
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from e2d_lib.scans.dicom import Series, dicom_scans, series_at
+from e2d_lib.scans.dicom import dicom_scans, series_at
 from e2d_lib.scans.findings import Finding, Reason, printable
 from e2d_lib.scans.formats import (
     SUFFIXES,
@@ -26,6 +25,7 @@ from e2d_lib.scans.formats import (
     split_series,
     strangers,
 )
+from e2d_lib.scans.patients import CohortError, Found, Note, one_of_each_study, refuse_leaks, same_bytes, with_patients
 
 COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format", "patient")
 SPLITS = {
@@ -42,13 +42,6 @@ CLASSES |= dict.fromkeys(("0", "negative", "normal", "noncovid", "noncovid19"), 
 """Class folder, or cell of a manifest, in small letters and digits alone -> label."""
 FORMATS = tuple(SUFFIXES)
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
-
-Note = Callable[[str, str, str, str], None]
-"""Takes the four fields of a `Finding`."""
-
-
-class CohortError(ValueError):
-    """A data root, manifest or cohort row that cannot be used; the message is one line and says what to do."""
 
 
 def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") -> pd.DataFrame:
@@ -89,7 +82,7 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
         root = _layout_below(root, note)
         found = _read_tree(root, classes, note) if os.path.isdir(root) else _read_file(root)
         found = [one._replace(**_told(one.scan_id, classes)) for one in _unique_ids(found)]
-        found = _one_patient_once(found, root, note)
+        found = one_of_each_study(found, root, note)
         _note_unknown_classes(found, note)
         order = list(dict.fromkeys(SPLITS.values()))
         found.sort(key=lambda one: (order.index(one.split) if one.split else len(order), natural_key(one.scan_id)))
@@ -163,20 +156,6 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """A scan that listing found. ``scan_id`` has at first a file's suffix."""
-
-    scan_id: str
-    path: str
-    kind: str
-    series: Series | None = None
-    size: tuple[int, int] = (0, 0)  # images, and bytes of the middle one; 0 and bytes of a volume
-    split: str = ""
-    label: int | None = None
-    unit: str = ""  # the layout's scan; elsewhere the folder
-    patient: str = ""
-
-
 def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
     """Split, label and unit, as the first parts of the id tell them."""
     parts = scan_id.split("/")
@@ -189,9 +168,9 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
 
 def _rows(found: Iterable[Found], note: Note) -> list[dict[str, Any]]:
     """The table's rows; scans with the same bytes are noted, and are one patient's."""
-    found = _with_patients(list(found))
+    found = with_patients(list(found))
     patients, splits = {}, defaultdict(dict)
-    for first, again in _same_bytes(found):
+    for first, again in same_bytes(found):
         where = "two splits" if first.split != again.split else "two labels" if first.label != again.label else ""
         other = f"in another split or under another label, {first.scan_id}" if where else f"as {first.scan_id}"
         note(again.scan_id, "", "warned", f"{Reason.SAME_BYTES}: {other}")
@@ -207,119 +186,6 @@ def _rows(found: Iterable[Found], note: Note) -> list[dict[str, Any]]:
         if len(scans) > 1:
             note("", patient, "warned", f"{Reason.SPLIT_PATIENT}: {' and '.join(scans.values())}")
     return rows
-
-
-def _with_patients(found: list[Found]) -> list[Found]:
-    """With ``patient``. An id that all scans share is none: somebody has taken the names away."""
-    own = {one.scan_id: [one.series.head.patient, one.series.head.study] if one.series else ["", ""] for one in found}
-    for i in range(2):
-        if len({told[i] for told in own.values() if told[i]}) == 1 and sum(bool(told[i]) for told in own.values()) > 1:
-            for told in own.values():
-                told[i] = ""
-    several = Counter(one.unit for one in found)
-    named = []
-    for one in found:
-        shared = several[one.unit] > 1 and one.unit and (one.split or one.series)
-        named.append(one._replace(patient=next(filter(None, own[one.scan_id]), one.unit if shared else one.scan_id)))
-    return named
-
-
-def _same_bytes(found: list[Found]) -> list[tuple[Found, Found]]:
-    """(first, other) scans of the same bytes; only those that agree in number and size of files are opened."""
-    like: dict[Any, list[Found]] = defaultdict(list)
-    for one in found:
-        if one.size[1]:
-            like[one.kind, one.size].append(one)
-    pairs = []
-    for ones in like.values():
-        first: dict[bytes, Found] = {}
-        for one in ones if len(ones) > 1 else ():
-            same = first.setdefault(_digest(one), one)
-            if same is not one:
-                pairs.append((same, one))
-    return pairs
-
-
-def _digest(one: Found) -> bytes:
-    """Hash of a volume, or of a folder's images in the order of their names."""
-    files = [one.path]
-    if os.path.isdir(one.path):
-        names = sorted(n for n in os.listdir(one.path) if file_kind(n) == one.kind and not is_hidden(n))
-        files = [os.path.join(one.path, name) for name in names]
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with open(path, "rb") as file:
-                digest.update(file.read())
-        except OSError:  # reading the scan says so; it is no copy of another that cannot be read
-            digest.update(path.encode(errors="replace"))
-    return digest.digest()
-
-
-def _one_patient_once(found: list[Found], root: str, note: Note) -> list[Found]:
-    """Parts of one series joined, one series of each study chosen, a series in two splits or labels refused."""
-    _refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
-    found = _joined(found, root, note)
-    for by in ("unit", "frame"):
-        studies: dict[Any, list[Found]] = defaultdict(list)
-        for one in found:
-            head = one.series.head if one.series else None
-            together = head and head.study and (one.unit if by == "unit" else head.frame)
-            if together:
-                studies[head.study, together, one.split, one.label].append(one)
-        for ones in studies.values():
-            chosen = max(ones, key=lambda one: one.series.rank)  # the first on ties
-            for one in ones:
-                if one is not chosen:
-                    why = one.series.unfit or f"{Reason.OTHER_SERIES}: of the study {chosen.scan_id} was chosen"
-                    note("", one.scan_id, "excluded", why)
-                    found.remove(one)
-    return found
-
-
-def _refuse_leaks(found: Iterable[Found], marks: Callable[[Found], Iterable[str]]) -> None:
-    """Raise `CohortError` where a mark (path, UID) is in two splits or under two labels."""
-    seen: dict[str, Found] = {}
-    for one in found:
-        for mark in marks(one):
-            first = seen.setdefault(mark, one)
-            if mark not in ("", "none") and (first.split, first.label) != (one.split, one.label):
-                what = "two splits" if first.split != one.split else "under two labels"
-                raise CohortError(
-                    f"the same {'path' if os.sep in mark else 'DICOM image or series'} is in {what}: {first.scan_id} "
-                    f"({first.split or 'no split'}, label {first.label}) and {one.scan_id} ({one.split or 'no split'}, "
-                    f"label {one.label}); leave one of them out"
-                )
-
-
-def _joined(found: list[Found], root: str, note: Note) -> list[Found]:
-    """Found with the parts of one series, which lie in several folders, as one scan: the folder that holds them."""
-    parts: dict[str, list[Found]] = defaultdict(list)
-    for one in found:
-        if one.series and not one.series.unfit:
-            parts[one.series.head.series].append(one)
-    for uid, ones in parts.items():
-        if len(ones) < 2 or uid == "none":
-            continue
-        folder = os.path.commonpath([split_series(one.path)[0] for one in ones])
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        units = {one.unit for one in ones}
-        whole = all(os.path.dirname(split_series(one.path)[0]) == folder for one in ones)
-        if len(units) > 1 or not whole or not next(iter(units)):
-            kept = max(ones, key=lambda one: one.series.count)
-            for one in ones:
-                if one is not kept:
-                    note("", one.scan_id, "excluded", f"{Reason.OTHER_SERIES}: the same as {kept.scan_id}")
-                    found.remove(one)
-            continue
-        count = sum(one.series.count for one in ones)
-        joined = ones[0]._replace(
-            scan_id=below, path=f"{folder}#{uid}", series=ones[0].series._replace(path=folder, count=count)
-        )
-        found[found.index(ones[0])] = joined
-        found = [one for one in found if one not in ones]
-        note(below, "", "kept", f"{Reason.JOINED}: {', '.join(os.path.basename(one.path) for one in ones)}")
-    return found
 
 
 def _note_unknown_classes(found: list[Found], note: Note) -> None:
@@ -588,8 +454,8 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
         }
     if not there:
         raise CohortError(f"{path}: none of its {len(found)} paths exists, the first is {found[0].path!r}")
-    _refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
-    _refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
+    refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
+    refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
     rows = _rows(found, note)
     return [row | given_too[one.scan_id] for row, one in zip(rows, found, strict=True)]
 
@@ -603,7 +469,7 @@ def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
         if any(not is_folder(entry) and not is_hidden(entry.name) and format_of(entry.path) for entry in entries):
             return path, guess_format(path)
     found = [one._replace(unit=scan_id) for one in _scans(folder, scan_id, {}, note, level=None)]
-    found = _one_patient_once(found, folder, note)
+    found = one_of_each_study(found, folder, note)
     if len(found) > 1:
         note(scan_id, "", "warned", f"{Reason.NO_SLICES}: {len(found)} scans are below it, such as {found[0].scan_id}")
     return (found[0].path, found[0].kind) if len(found) == 1 else (path, "jpeg")
