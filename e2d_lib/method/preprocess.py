@@ -201,7 +201,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- one scan
 
 
-def preprocess_scan(row: Mapping[str, Any], out_dir: str | Path, params: Params) -> dict[str, Any]:
+def preprocess_scan(
+    row: Mapping[str, Any], out_dir: str | Path, params: Params, *, check: bool = True
+) -> dict[str, Any]:
     """Bring one scan into the cache and return its record; a scan that is there already is left as it is.
 
     row: a row of the cohort (scan_id, path, format). out_dir: as given to ``run``. The record holds the scan's
@@ -225,7 +227,7 @@ def preprocess_scan(row: Mapping[str, Any], out_dir: str | Path, params: Params)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # scans run side by side: one core each
     try:
-        record, table, pixels = _process(row, params)
+        record, table, pixels = _process(row, params, check=check)
     finally:
         cv2.setNumThreads(threads)
     record |= {"fingerprint": fingerprint, "source_bytes": source_bytes}
@@ -278,7 +280,9 @@ def _finished(folder: Path, name: str, fingerprint: str) -> dict[str, Any] | Non
     return record if done else None
 
 
-def _process(row: Mapping[str, Any], params: Params) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray | None]:
+def _process(
+    row: Mapping[str, Any], params: Params, *, check: bool = True
+) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray | None]:
     """Record, table of slices, and (width, size, size) pixels of a scan, or None where it is excluded."""
     scan_id = str(row["scan_id"])
     findings: list[readers.Finding] = []
@@ -299,7 +303,7 @@ def _process(row: Mapping[str, Any], params: Params) -> tuple[dict[str, Any], pd
             pass  # nothing could be read, and the reader has said why
         elif len(images) < params.min_slices:
             note("excluded", f"fewer than {params.min_slices} slices: {len(images)}")
-        elif why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg"):
+        elif check and (why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg")):
             note("excluded", why)
         else:
             sizes["start"], sizes["stop"] = _window(table["area"].to_numpy(), params, note)
@@ -410,6 +414,7 @@ def run(
     n_jobs: int = -1,
     scheduler: str | None = None,
     wait: bool = False,
+    check: bool = True,
 ) -> Preprocessed:
     """Preprocess a cohort into ``out_dir``; what is there already, from the same files, is not done again.
 
@@ -417,6 +422,7 @@ def run(
     Dask scheduler ("tcp://…"), whose workers must see the same folders; n_jobs is then not used. The bytes written
     depend neither on these nor on earlier runs that were killed. The cohort's tables are those of the last run;
     scans of earlier cohorts stay in the cache. wait: where another run is writing to this cache, wait for its end.
+    check: exclude what its greys show to be no chest CT; volumes spoilt on purpose go without.
 
     Raises ValueError for a cohort without the needed columns, PreprocessError where no scan's files are to be found
     (nothing is then changed), the cache cannot be written or every scan is excluded, and parallel.WorkersError where
@@ -429,7 +435,7 @@ def run(
             "in the cache stays as it is; were the data moved, or is the cohort another one's?"
         )
     folder = Path(os.path.abspath(out_dir)) / params.key
-    task = functools.partial(preprocess_scan, out_dir=folder.parent, params=params)
+    task = functools.partial(preprocess_scan, out_dir=folder.parent, params=params, check=check)
     with _only_writer(folder, wait=wait):
         with _writing(folder):
             # Until all is done again the tables could speak of pixels that have changed.

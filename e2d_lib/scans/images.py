@@ -99,7 +99,7 @@ def _runs(names: list[str], notes: Notes) -> dict[tuple[str, ...], dict[float, s
     runs: dict[tuple[str, ...], dict[float, str]] = defaultdict(dict)
     for name, run, number in _by_position(names) or _by_counter(names):
         if number is None:
-            runs[run, name][0.0] = name
+            runs[(*run, name)][0.0] = name
         elif number in runs[run]:
             notes.add(name, "excluded", f"{Reason.SAME_NUMBER}: as {runs[run][number]}")
         else:

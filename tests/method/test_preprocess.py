@@ -343,7 +343,7 @@ def black(folder, rng):
         (mixed, {"variant": "released"}, "excluded", 1, 0, "fewer than 5 slices: 1"),
         (mixed, {"variant": "released", "min_slices": 1}, "warned", 1, 1, "the last slice is kept, whole"),
         (no_lung, {}, "warned", 8, 4, "no lung"),
-        (black, {}, "warned", 8, 4, "no lung"),
+        (black, {}, "excluded", 8, 0, "no air beside tissue"),
         (no_dirt, {"trim": True}, "warned", 8, 0, "empty window"),
     ],
 )
