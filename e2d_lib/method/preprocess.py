@@ -38,7 +38,6 @@ import pyarrow.parquet as pq
 from e2d_lib import io, parallel, progress
 from e2d_lib.method import ssfl
 from e2d_lib.scans import plausible, readers
-from e2d_lib.scans.cohort import cohort_findings
 
 FORMAT = 2
 """Version of the cache: raise it when the same parameters give other bytes; old caches then stay, unread."""
@@ -588,7 +587,7 @@ def _consolidate(
         pq.ParquetWriter(slices_path, SLICES) as slices,
         pq.ParquetWriter(findings_path, FINDINGS) as findings,
     ):
-        listed = [finding._asdict() for finding in cohort_findings(cohort)]
+        listed = [readers.Finding(*f)._asdict() for f in cohort.attrs.get("findings", [])]
         findings.write_table(pa.Table.from_pylist(listed, schema=FINDINGS))
         for first in range(0, len(rows), ROW_GROUP):
             group = rows[first : first + ROW_GROUP]

@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from e2d_lib.scans.cohort import CohortError
 from e2d_lib.scans.dicom import open_dicom
 from e2d_lib.scans.findings import Finding, Notes, Reason, Scan, SliceError
 from e2d_lib.scans.formats import guess_format, split_series
 from e2d_lib.scans.images import open_images
 from e2d_lib.scans.itk import open_itk
 from e2d_lib.scans.nifti import open_nifti
+from e2d_lib.scans.patients import CohortError
 from e2d_lib.scans.volume import VIEWS, hu_to_uint8
 
 __all__ = [
