@@ -25,10 +25,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import v2
 
+from e2d_lib.network import training
+from e2d_lib.network.device import resolve_device
 from e2d_lib.network.model import ModelConfig
-from e2d_lib.network.slices import ScanSlices
-from e2d_lib.network.training import Batch, Recipe, Run, batch, plan, resolve_device
-from e2d_lib.progress import bar
+from e2d_lib.network.recipe import Recipe
+from e2d_lib.network.slices import Batch, ScanSlices, batch, plan
 
 
 def cohort(scans: int, size: int, device: torch.device) -> ScanSlices:
@@ -100,10 +101,10 @@ def main() -> None:
     )
     images_a_step = options.scans_per_step * recipe.n_samples
     images = images_a_step * options.steps
-    model = ModelConfig(options.backbone, pretrained=False)
+    model = ModelConfig(options.backbone, pretrained=False, size=options.size)
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(slices, None, model, recipe, Path(folder) / "run")
+        run = training.begin({"train": slices}, model, recipe, Path(folder) / "run")
         jpegs = Jpegs(Path(folder) / "jpegs", slices)
         workers = {"num_workers": options.workers, "prefetch_factor": 2, "pin_memory": device.type == "cuda"}
         lead = 2 * options.workers + 1
@@ -121,14 +122,14 @@ def main() -> None:
 
         def train_on(pixels: torch.Tensor) -> None:
             pixels = pixels.to(device, non_blocking=True)
-            run.step(pixels, Batch(pixels, targets, blank), images_a_step, 0)
+            training.step(run, pixels, Batch(pixels, targets, blank), 0)
 
         def step(number: int) -> tuple[float, float]:
             run.trained.train()
             return seconds(lambda: [train_on(resident) for _ in range(options.steps)])
 
         def study(number: int) -> tuple[float, float]:
-            return seconds(lambda: run.train_epoch(number + 1, bar(disable=True)))
+            return seconds(lambda: training.train_epoch(run, slices, number + 1, lambda count: None))
 
         def input_alone(number: int) -> tuple[float, float]:
             rows = np.array_split(np.arange(len(slices)), options.steps)
