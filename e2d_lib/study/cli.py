@@ -176,7 +176,7 @@ def sweep(
         axes: NAME=A,B,C, a grid given here: a parameter's values; may be repeated, every combination is a cell.
         tier: frozen takes no grid; chapter 6 then fits every combination of choices on frozen features.
         profile: a shipped one's name, or a YAML file.
-        jobs: cells at a time; -1 means one a core, and a GPU wants 1.
+        jobs: cells at a time; -1 means one a core, or one where there is a GPU (CUDA_VISIBLE_DEVICES chooses which).
         scheduler: a Dask scheduler, such as tcp://host:8786.
     """
     from e2d_lib.study import sweep

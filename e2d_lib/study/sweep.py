@@ -157,7 +157,8 @@ def run(
     task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir))
     items = [(name, runs[name].parameters) for name in todo]
     failed = {}
-    n_jobs = min(effective_n_jobs(n_jobs), max(1, len(todo)))  # each process has its share of the cores
+    # Each process has its share of the cores. Of a GPU each would take most of the memory that is free: one at a time.
+    n_jobs = min(1 if n_jobs < 0 and has_gpu() else effective_n_jobs(n_jobs), max(1, len(todo)))
     done = parallel.unordered(task, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
@@ -175,6 +176,12 @@ def run(
         baseline=grid.baseline,
         against=grid.against,
     )
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def frozen(profile: str = "ablation", *, assignments: Iterable[str] = (), **options: Any) -> None:
