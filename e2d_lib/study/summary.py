@@ -17,7 +17,9 @@ CLOSE = 0.05  # relative, for a number without an interval that counts nothing
 
 def write(run_dir: Path, chosen: Iterable[Notebook], junit: str, *, failed: str = "", error: str = "") -> None:
     """``<run>/summary.json``: each chapter's status, seconds, headline; and the chosen chapters as a JUnit file."""
-    chapters = {folder.parent.name: _chapter(folder.parent) for folder in sorted(run_dir.glob("[0-9][0-9]_*/done.json"))}
+    chapters = {
+        folder.parent.name: _chapter(folder.parent) for folder in sorted(run_dir.glob("[0-9][0-9]_*/done.json"))
+    }
     if failed:
         chapters[failed] = {"status": "failed", "reason": error, "seconds": 0.0, "headline": {}}
     io.write_json(run_dir / SUMMARY, {"chapters": chapters})
