@@ -302,9 +302,11 @@ def _process(
             pass  # nothing could be read, and the reader has said why
         elif len(images) < params.min_slices:
             note("excluded", f"fewer than {params.min_slices} slices: {len(images)}")
-        elif check and (why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg")):
+        elif (why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg")) and check:
             note("excluded", why)
         else:
+            if why:
+                note("warned", why)
             sizes["start"], sizes["stop"] = _window(table["area"].to_numpy(), params, note)
             pixels = _pixels(images, table, sizes["start"], sizes["stop"], params.size)
     except Exception as error:  # one bad scan must not end the cohort; its findings say what happened
@@ -421,7 +423,7 @@ def run(
     Dask scheduler ("tcp://…"), whose workers must see the same folders; n_jobs is then not used. The bytes written
     depend neither on these nor on earlier runs that were killed. The cohort's tables are those of the last run;
     scans of earlier cohorts stay in the cache. wait: where another run is writing to this cache, wait for its end.
-    check: exclude what its greys show to be no chest CT; volumes spoilt on purpose go without.
+    check: exclude what its greys show to be no chest CT; False only warns of it, for volumes spoilt on purpose.
 
     Raises ValueError for a cohort without the needed columns, PreprocessError where no scan's files are to be found
     (nothing is then changed), the cache cannot be written or every scan is excluded, and parallel.WorkersError where

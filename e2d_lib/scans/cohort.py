@@ -320,7 +320,7 @@ def _scans(
     elif images:
         found.append(Found(scan_id, folder, "jpeg", size=(len(images), _size(images[len(images) // 2]))))
     if not (images or files["dicom"]):  # opening those reports what lies beside them
-        _note_strangers(others, prefix, note)
+        _note_strangers([*others, *(e.name for e in files["itk"])], prefix, note)  # a header tells its values' file
     if level == 3 and images:
         for entry in folders:
             note(scan_id, entry.name, "excluded", Reason.OTHER_FILE)

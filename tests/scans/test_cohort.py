@@ -3,6 +3,7 @@
 import builtins
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,86 @@ class TestFreeTree:
         assert len(cohort) == 11 and (cohort["format"] == "dicom").sum() == 10
         assert all(os.path.isfile(path) for path in cohort["path"])
         assert sum(len(open_scan(row)) for row in cohort.to_dict("records")) == 10 + 112
+
+
+class TestOtherVolumes:
+    """MetaImage, NRRD and Analyze, as NIfTI: the same slices in every view, and no file of values is a stranger."""
+
+    @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr", ".hdr"])
+    def test_same_slices_as_nifti(self, tmp_path, suffix):
+        sitk = pytest.importorskip("SimpleITK")
+        image = sitk.ReadImage(str(write_nifti(tmp_path / "v.nii.gz", RAS)))
+        (tmp_path / "db").mkdir()
+        for key in image.GetMetaDataKeys():
+            image.EraseMetaData(key)
+        sitk.WriteImage(image, str(tmp_path / "db" / f"v{suffix}"))
+        cohort = read_cohort(tmp_path / "db")
+        assert cohort[["scan_id", "format"]].values.tolist() == [["v", "itk"]] and not cohort_findings(cohort)
+        for view in ("axial", "coronal", "sagittal"):
+            scan, nifti = open_scan(cohort.loc[0], view=view), opened(tmp_path / "v.nii.gz", view=view)
+            assert len(scan) == len(nifti) and not scan.findings
+            for k in range(len(scan)):
+                np.testing.assert_array_equal(scan.read(k), nifti.read(k))
+
+    def test_without_the_reader_the_finding_names_the_install(self, tmp_path, monkeypatch):
+        (tmp_path / "v.mha").write_bytes(b"x")
+        monkeypatch.setitem(sys.modules, "SimpleITK", None)
+        (finding,) = open_scan(read_cohort(tmp_path).loc[0]).findings
+        assert finding.outcome == "excluded" and 'pip install "e2d-study[formats]"' in finding.reason
+
+    def test_unknown_formats_are_named(self, tmp_path):
+        write_nifti(tmp_path / "a.nii", RAS)
+        (tmp_path / "b.tif").write_bytes(b"x")
+        assert cohort_findings(read_cohort(tmp_path)) == [Finding("", "b.tif", "excluded", "unknown format: .tif")]
+
+
+class TestPatients:
+    """Of a layout in which patients have several scans; and what must not be in two places."""
+
+    @pytest.fixture
+    def layout(self, tmp_path) -> Path:
+        for label in ("positive", "negative"):
+            for i in range(8):
+                folder = tmp_path / "train" / label / f"p{i}"
+                folder.mkdir(parents=True)
+                for part in "ab":
+                    write_nifti(folder / f"{part}.nii", RAS + 16 * i + ord(part) + len(label))
+        return tmp_path
+
+    def test_no_patient_lies_in_two_folds(self, layout):
+        cohort = assign_folds(read_cohort(layout))
+        assert cohort["patient"].nunique() == 16 and len(cohort) == 32
+        assert (cohort.groupby("patient")["fold"].nunique() == 1).all()
+        assert cohort.groupby("fold")["label"].agg(["size", "sum"]).values.tolist() == [[8, 4]] * 4
+
+    def test_same_path_in_two_splits_names_both(self, manifest):
+        with pytest.raises(CohortError, match=r"same path is in two splits: x .* and y "):
+            read_cohort(manifest("scan_id,path,split,label\nx,a,train,1\ny,a,valid,1\n"))
+
+    def test_same_series_under_two_labels_names_both(self, tmp_path):
+        for place in ("train/positive/x", "train/negative/y"):
+            series(tmp_path / place, [0, 1, 2])
+        with pytest.raises(CohortError, match=r"under two labels: train/negative/y .* and train/positive/x "):
+            read_cohort(tmp_path)
+
+    def test_same_bytes_under_two_labels_have_no_folds(self, tmp_path):
+        for place in ("train/positive/x", "train/negative/y"):
+            write_scan(tmp_path / place, padding=3)
+        with pytest.raises(CohortError, match=r"train/positive/x: same file .* train/negative/y"):
+            assign_folds(read_cohort(tmp_path))
+
+    def test_parts_of_one_series_are_joined(self, tmp_path):
+        series(tmp_path / "train/positive/z/A", [0, 1, 2])
+        series(tmp_path / "train/positive/z/B", [3, 4, 5], names=["3.dcm", "4.dcm", "5.dcm"])
+        cohort = read_cohort(tmp_path).set_index("scan_id", drop=False)
+        assert len(open_scan(cohort.loc["train/positive/z"])) == 6
+
+    @pytest.mark.shared
+    def test_twin_series_of_a_real_patient(self, shared):
+        cohort = read_cohort(shared / "data" / "lung-pet-ct-dx")
+        assert cohort["scan_id"].tolist() == ["A0001-lung-kernel", "A0002-lung-kernel"]
+        (finding,) = cohort_findings(cohort)
+        assert finding.slice == "A0002-soft-kernel" and "A0002-lung-kernel was chosen" in finding.reason
 
 
 class TestBadRoot:

@@ -49,6 +49,18 @@ class TestGolden:
             assert scan.names == (name,) and not scan.findings
             assert golden_measures(scan.read(0)) == row, name
 
+    @pytest.mark.parametrize("name", ["A0001-lung-kernel", "A0002-lung-kernel", "A0002-soft-kernel"])
+    def test_whole_series(self, shared, name):
+        folder = shared / "data" / "lung-pet-ct-dx"
+        with open(folder / "golden.csv", newline="") as file:
+            golden = [row for row in csv.DictReader(file) if row["scan"] == name]
+        scan = opened(folder / name)
+        assert scan.names == tuple(row["file"] for row in golden)
+        assert not any(finding.outcome != "kept" for finding in scan.findings)
+        columns = ["row0", "row1", "col0", "col1", "lung_area_full", "lung_area_cropped"]
+        for row, image in zip(golden, read_all(scan).values(), strict=True):
+            assert golden_measures(image)[2:] == [int(row[column]) for column in columns], row["file"]
+
     def test_nifti(self, shared):
         golden = golden_rows(shared / "data" / "golden_slices_nifti_radiological.csv")
         scan = opened(shared / "data" / "totalsegmentator-example" / "example_ct.nii.gz")
