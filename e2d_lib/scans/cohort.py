@@ -295,7 +295,8 @@ def _scans(
             if not _is_system(name):
                 folders.append(entry)
         elif not is_hidden(name):
-            files[kind].append(entry) if (kind := format_of(entry.path)) else others.append(name)
+            kind = file_kind(name) or format_of(entry.path)
+            files[kind].append(entry) if kind else others.append(name)
     prefix = f"{scan_id}/" if scan_id else ""
     volumes = {kind: [e for e in files[kind] if not names_mask(e.name)] for kind in ("nifti", "itk")}
     deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and names_mask(e.name))]

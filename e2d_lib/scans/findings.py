@@ -119,7 +119,7 @@ def printable(name: str) -> str:
     >>> print(printable("caf\udce9"))
     caf\xe9
     """
-    return os.fsencode(name).decode(errors="backslashreplace")
+    return name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
 
 
 def short(text: object, path: str = "") -> str:

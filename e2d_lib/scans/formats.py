@@ -44,7 +44,10 @@ def natural_key(name: str) -> tuple[Any, ...]:
 def file_kind(name: str) -> str:
     """Format that a file's name tells: "jpeg" (PNG too), "nifti", "dicom", "itk" or ""; capitals don't matter."""
     name = name.lower()
-    return next((kind for kind, suffixes in SUFFIXES.items() if name.endswith(suffixes)), "")
+    for kind, suffixes in SUFFIXES.items():  # a generator would take longer, and all files go through here
+        if name.endswith(suffixes):
+            return kind
+    return ""
 
 
 def format_of(path: str) -> str:

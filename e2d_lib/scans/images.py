@@ -52,6 +52,10 @@ def _in_order(found: list[str], notes: Notes) -> tuple[str, ...]:
 
     Copies, masks beside the slices, and the smaller ones of several runs of the same numbers are left out.
     """
+    stems = [name.rpartition(".")[0] for name in found]
+    if all(map(str.isdecimal, stems)) and len(numbers := dict(zip(map(int, stems), found, strict=True))) == len(found):
+        _note_gaps(sorted(numbers), notes)  # the released layout, and cheap
+        return tuple(numbers[n] for n in sorted(numbers))
     names = _without_extras(found, notes)
     runs = _runs(names, notes)
     if not runs:
@@ -137,8 +141,10 @@ def _by_counter(names: list[str]) -> list[_Numbered]:
 
 
 def _note_gaps(order: list[float], notes: Notes) -> None:
+    if not order or order[-1] - order[0] == len(order) - 1:
+        return
     steps = [b - a for a, b in pairwise(order)]
-    if not steps or any(step != int(step) for step in steps):
+    if any(step != int(step) for step in steps):
         return
     step = math.gcd(*map(int, steps))
     gaps = [(int(a + step), int(b - step)) for a, b in pairwise(order) if b - a > step]

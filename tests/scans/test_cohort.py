@@ -308,7 +308,7 @@ class TestPatients:
                 folder = tmp_path / "train" / label / f"p{i}"
                 folder.mkdir(parents=True)
                 for part in "ab":
-                    write_nifti(folder / f"{part}.nii", RAS + 16 * i + ord(part) + len(label))
+                    write_nifti(folder / f"{part}.nii", RAS + 16 * i + ord(part) + 5 * (label == "positive"))
         return tmp_path
 
     def test_no_patient_lies_in_two_folds(self, layout):
