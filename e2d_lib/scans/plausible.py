@@ -15,8 +15,9 @@ BODY = 100
 """Grey from which the method takes a pixel for body (method.md §2)."""
 LEAST = 0.02
 """Share of the pixels that air, tissue, dark or bright must have at least; real scans have 0.15 and more of each."""
-ISLAND = 0.02
-"""Share of a slice that body inside a hole of the body must not reach; on real scans vessels and tumours reach 0.01."""
+ISLAND = 0.08
+"""Share of a slice that body inside a hole of the body must not reach. On real scans vessels and tumours reach 0.01;
+the bound is far above: a consolidation that lung surrounds is disease, and must not cost the scan."""
 
 
 def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:

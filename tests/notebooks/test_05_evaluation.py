@@ -105,7 +105,9 @@ def test_headline_is_the_scores_of_the_run_on_all_scans(ci_run, main):
     assert {name: entry["value"] for name, entry in headline.items()} == pytest.approx(expected, rel=1e-6)
     for name, entry in headline.items():
         row = table.loc[("chosen" if name.endswith("_at_chosen") else "0.5", name.removesuffix("_at_chosen"))]
-        assert entry["n"] == row["n"] and entry["ci95"] == pytest.approx([row["low"], row["high"]], nan_ok=True)
+        assert entry["n"] == row["n"] and entry["ci95"] == pytest.approx(
+            [None if np.isnan(end) else end for end in (row["low"], row["high"])]
+        )
 
 
 def test_aggregations_and_their_comparison_with_the_mean(ci_run):

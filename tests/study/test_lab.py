@@ -29,7 +29,7 @@ def error_of(source: str) -> NameError:
 def test_a_name_that_is_not_there_yet_names_the_cell_that_makes_it(opened):
     text = lab.sentence(error_of("per_scan.mean()"), "per_scan.mean()")
     assert "'per_scan'" in text and "per_scan = reduction.total_reduction(done.slices, done.scans)" in text
-    assert "    import numpy as np" in lab.sentence(error_of("plots"), "plots")  # by the cell's first line
+    assert "    import numpy as np" in lab.sentence(error_of("intervals"), "intervals")  # by the cell's first line
     assert lab.sentence(error_of("tpyo"), "tpyo") is None  # a mistake of the user's own keeps its traceback
     assert lab.sentence(KeyboardInterrupt(), "anything") == lab.INTERRUPTED
 
