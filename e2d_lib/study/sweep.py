@@ -157,8 +157,7 @@ def run(
     task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir))
     items = [(name, runs[name].parameters) for name in todo]
     failed = {}
-    # Each process has its share of the cores. Of a GPU each would take most of the memory that is free: one at a time.
-    n_jobs = min(1 if n_jobs < 0 and has_gpu() else effective_n_jobs(n_jobs), max(1, len(todo)))
+    n_jobs = processes(n_jobs, len(todo))
     done = parallel.unordered(task, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
@@ -178,10 +177,11 @@ def run(
     )
 
 
-def has_gpu() -> bool:
+def processes(n_jobs: int, cells: int) -> int:
+    """How many cells at a time: each has its share of the cores, and a GPU, whose free memory a cell fills, has one."""
     import torch
 
-    return torch.cuda.is_available()
+    return min(1 if n_jobs < 0 and torch.cuda.is_available() else effective_n_jobs(n_jobs), max(1, cells))
 
 
 def frozen(profile: str = "ablation", *, assignments: Iterable[str] = (), **options: Any) -> None:

@@ -151,23 +151,14 @@ def test_the_command_line_goes_before_the_grid_s_base_and_cells_before_both(proj
     assert ran() == ["3", "5"]
 
 
+@pytest.mark.parametrize(("gpu", "asked", "cells", "used"), [(True, -1, 9, 1), (True, 2, 9, 2), (False, 2, 1, 1)])
+def test_a_gpu_has_one_cell_at_a_time_unless_asked(monkeypatch, gpu, asked, cells, used):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert sweep.processes(asked, cells) == used
+
+
 @pytest.mark.notebook
 @pytest.mark.slow
-@pytest.mark.parametrize(("gpu", "asked", "used"), [(True, -1, 1), (True, 2, 2), (False, 2, 2)])
-def test_a_gpu_has_one_cell_at_a_time_unless_asked(project, monkeypatch, gpu, asked, used):
-    heard = []
-
-    def spy(task, items, *, n_jobs, **options):
-        heard.append(n_jobs)
-        return parallel_unordered(task, items, n_jobs=1, **options)
-
-    parallel_unordered = sweep.parallel.unordered
-    monkeypatch.setattr(sweep.parallel, "unordered", spy)
-    monkeypatch.setattr(sweep, "has_gpu", lambda: gpu)
-    cli.main(["sweep", "--profile", "small", "--jobs", str(asked), "-g", "scale=1.0,2.0"])
-    assert heard == [used]
-
-
 def test_dask_gives_the_same_scores(project):
     distributed = pytest.importorskip("distributed")
     assert e2d("scales", "--out", "results/here") == 0
