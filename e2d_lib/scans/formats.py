@@ -175,6 +175,21 @@ def listed(folder: str, kind: str, notes: Notes) -> list[str]:
     return sorted(names, key=natural_key)
 
 
+def only_file(path: str, kind: str, notes: Notes, called: str) -> str:
+    """The file itself, or the one of the kind in a folder, masks beside it left aside; "" where it holds another number
+    of them, or the file is empty, which is noted. ``called``: what such files are called there."""
+    if os.path.isdir(path):
+        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == kind and not names_mask(n)]
+        if len(inside) != 1:
+            notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} {called} in the folder, expected 1")
+            return ""
+        path = os.path.join(path, inside[0])
+    if not os.path.getsize(path):
+        notes.add("", "excluded", Reason.EMPTY_FILE)
+        return ""
+    return path
+
+
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
     """Collect what pydicom and nibabel say beside their result: Python warnings and log records, as short lines."""

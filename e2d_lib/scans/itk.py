@@ -1,13 +1,12 @@
 """Scans as MetaImage, NRRD and Analyze volumes (.mha, .mhd, .nrrd, .nhdr, .hdr with .img), through SimpleITK."""
 
-import os
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
 from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
-from e2d_lib.scans.formats import file_kind, is_hidden, names_mask
+from e2d_lib.scans.formats import only_file
 from e2d_lib.scans.volume import axes_of, loaded_once, slice_count, slices_of, windowed
 
 INSTALL = 'pip install "e2d-study[formats]"'
@@ -15,19 +14,12 @@ INSTALL = 'pip install "e2d-study[formats]"'
 
 def open_itk(notes: Notes, path: str, view: str) -> Scan:
     """The slices of a volume's view, as those of NIfTI; the header is read here, the values with the first slice."""
-    if os.path.isdir(path):
-        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == "itk" and not names_mask(n)]
-        if len(inside) != 1:
-            notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} volumes in the folder, expected 1")
-            return Scan(notes)
-        path = os.path.join(path, inside[0])
+    if not (path := only_file(path, "itk", notes, "volumes")):
+        return Scan(notes)
     try:
         import SimpleITK as sitk  # 262 MB, not in the light install
     except ImportError:
         notes.add("", "excluded", f"{Reason.NO_READER}: {INSTALL}")
-        return Scan(notes)
-    if not os.path.getsize(path):
-        notes.add("", "excluded", Reason.EMPTY_FILE)
         return Scan(notes)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what it has to say comes as an error, or is in the header
     reader = sitk.ImageFileReader()

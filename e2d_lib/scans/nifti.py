@@ -1,7 +1,6 @@
 """Scans as NIfTI volumes."""
 
 import gzip
-import os
 import zlib
 from typing import Any
 
@@ -9,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
-from e2d_lib.scans.formats import file_kind, is_hidden, listening, names_mask
+from e2d_lib.scans.formats import listening, only_file
 from e2d_lib.scans.volume import axes_of, loaded_once, slice_count, slices_of, windowed
 
 CHUNK = 1 << 20  # bytes read at once
@@ -29,14 +28,7 @@ def open_nifti(notes: Notes, path: str, view: str) -> Scan:
 
     The header is read here, the values with the first slice.
     """
-    if os.path.isdir(path):
-        inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == "nifti" and not names_mask(n)]
-        if len(inside) != 1:
-            notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} NIfTI files in the folder, expected 1")
-            return Scan(notes)
-        path = os.path.join(path, inside[0])
-    if not os.path.getsize(path):
-        notes.add("", "excluded", Reason.EMPTY_FILE)
+    if not (path := only_file(path, "nifti", notes, "NIfTI files")):
         return Scan(notes)
     try:
         with listening() as said:
