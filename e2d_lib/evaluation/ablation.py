@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib import io, words
-from e2d_lib.evaluation import compare as compare_runs
-from e2d_lib.evaluation import metrics
+from e2d_lib.evaluation import metrics, multirun
+from e2d_lib.evaluation.multirun import METRICS
 from e2d_lib.method import preprocess
 from e2d_lib.network import experiments, training
 from e2d_lib.network.model import ModelConfig
@@ -30,8 +30,6 @@ SSFL: dict[str, dict[str, Any]] = {
 }
 """Which steps of SSFL++ are done, as parameters of `preprocess.Params`."""
 
-NAMES = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}
-METRICS = tuple(NAMES)
 FILES = ("setting.json", "scores.parquet")
 
 
@@ -207,7 +205,7 @@ def compare(
     Columns: cell, the choices that differ, metric, value (mean over seeds), low, high (95 %, scans resampled), seed_sd,
     redraw_sd, score_sd (of a scan's probability over redraws), n (scans); baseline, difference, difference_low,
     difference_high, p_value, detectable and p_holm, which compare the means over seeds on the scans that both have,
-    scans and seeds both as a sample (`compare.test`; of one seed each over scans alone). detectable: the smallest
+    scans and seeds both as a sample (`multirun.test`; of one seed each over scans alone). detectable: the smallest
     difference seen with 80 % power. p_holm corrects for all comparisons of the table on that metric.
 
     Raises ValueError for an unknown baseline.
@@ -253,7 +251,7 @@ def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
             for row in tested[tested["p_holm"] < 0.05].itertuples()
         ]
         found = "; ".join(differ) or "none differs from the baseline"
-        named = NAMES.get(metric, metric)
+        named = words.name(metric)
         lines.append(f"- {name}: of {len(tested)} settings, {named} against the baseline at p < 0.05 (Holm): {found}")
     return lines
 
@@ -289,9 +287,9 @@ def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     for metric in METRICS:
         if min(labels.sum(), len(labels) - labels.sum()) < 2:
             continue
-        a, b = (compare_runs.runs(labels, table.loc[both].to_numpy().T, metric) for table in tables)
+        a, b = (multirun.runs(labels, table.loc[both].to_numpy().T, metric) for table in tables)
         paired = tables[0].columns.equals(tables[1].columns)
-        found = compare_runs.test(b - a) if paired else compare_runs.test(b, a)
+        found = multirun.test(b - a) if paired else multirun.test(b, a)
         rows[metric] = {**found, "difference_low": found["low"], "difference_high": found["high"]}
     columns = ["difference", "difference_low", "difference_high", "p_value", "detectable"]
     return pd.DataFrame.from_dict(rows, orient="index").reindex(index=METRICS, columns=columns)

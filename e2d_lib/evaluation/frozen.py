@@ -2,7 +2,7 @@
 
 A setting is a sampler, a window, crop or none, and a share of the training scans. Every setting is fitted in
 replicates: replicate r has its own subset of the training scans and its own draws of all scans' slices, and is the same
-r in every setting, so that settings are compared replicate by replicate (`compare`).
+r in every setting, so that settings are compared replicate by replicate (`multirun`).
 """
 
 import itertools
@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from e2d_lib.evaluation import compare, metrics, sampling
+from e2d_lib import words
+from e2d_lib.evaluation import metrics, multirun, sampling
 from e2d_lib.method import preprocess
 from e2d_lib.method.ssfl import slice_window
 from e2d_lib.network.features import Features, extract
@@ -276,8 +277,8 @@ def study(
 def summary(tier: Tier) -> pd.DataFrame:
     """The settings with each metric's mean over replicates, and its SD (``_sd``)."""
     table = tier.settings.copy()
-    for metric in compare.METRICS:
-        values = np.stack([compare.runs(tier.labels, scores, metric).values for scores in tier.scores])
+    for metric in multirun.METRICS:
+        values = np.stack([multirun.runs(tier.labels, scores, metric).values for scores in tier.scores])
         table[metric] = values.mean(1)
         table[f"{metric}_sd"] = values.std(1, ddof=1) if values.shape[1] > 1 else np.nan
     return table
@@ -288,13 +289,13 @@ def effects(tiers: Sequence[Tier]) -> pd.DataFrame:
 
     One row a level of an axis (its first is its baseline), share of the training scans and metric, in two scopes:
     "paper", with all else as in the first setting, and "average", over all other choices at once. Columns scope, axis,
-    level, baseline, few_shot, metric, settings (pairs), baseline_value, those of `compare.test`, n, and p_holm, which
-    corrects within scope, metric and axis.
+    level, baseline, few_shot, metric, settings (pairs), baseline_value, those of `multirun.test`, n, and p_holm,
+    which corrects within scope, metric and axis.
     """
     table = tiers[0].settings
     measured = {
-        metric: [[compare.runs(tier.labels, scores, metric) for scores in tier.scores] for tier in tiers]
-        for metric in compare.METRICS
+        metric: [[multirun.runs(tier.labels, scores, metric) for scores in tier.scores] for tier in tiers]
+        for metric in multirun.METRICS
     }
     first, rows = table.iloc[0], []
     for axis, (share, same) in itertools.product(AXES, table.groupby("few_shot", sort=False)):
@@ -307,12 +308,12 @@ def effects(tiers: Sequence[Tier]) -> pd.DataFrame:
                 continue
             for metric, cohorts in measured.items():
                 one, other = (
-                    compare.mean([compare.mean([runs[i] for i in side]) for runs in cohorts], same_scans=False)
+                    multirun.mean([multirun.mean([runs[i] for i in side]) for runs in cohorts], same_scans=False)
                     for side in (pairs["index_base"], pairs["index"])
                 )
                 row = {"scope": scope, "axis": axis, "level": str(level), "baseline": str(base), "metric": metric}
                 row |= {"few_shot": level if axis == "few_shot" else share, "settings": len(pairs)}
-                row |= {"baseline_value": one.values.mean(), **compare.test(other - one), "n": one.parts.shape[1]}
+                row |= {"baseline_value": one.values.mean(), **multirun.test(other - one), "n": one.parts.shape[1]}
                 rows.append(row)
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby(["scope", "metric", "axis"])["p_value"].transform(lambda p: metrics.adjust(p))
@@ -344,8 +345,8 @@ def in_words(effects: pd.DataFrame) -> list[str]:
         )
         seen = f"{len(part)} tested, differences from {part['detectable'].median():.3f} would be seen"
         where = "other choices as in the paper" if scope == "paper" else "over all other choices"
-        name = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}[metric]
         lines.append(
-            f"- {axis}, {name}, {where}, against {part['baseline'].iloc[0]}: {what or 'none differs'} ({seen})"
+            f"- {axis}, {words.name(metric)}, {where}, against {part['baseline'].iloc[0]}: "
+            f"{what or 'none differs'} ({seen})"
         )
     return lines

@@ -73,7 +73,7 @@ def best_threshold(
     fn, tn = positive[cuts], negative[cuts]
     tp, fp = positive[-1] - fn, negative[-1] - tn
     value = {
-        "macro_f1": _macro_f1(tp, fp, tn, fn),
+        "macro_f1": macro_f1(tp, fp, tn, fn),
         "youden": tp / positive[-1] + tn / negative[-1],
         "accuracy": tp + tn,
     }[metric]
@@ -187,15 +187,22 @@ def delong(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
     m, n = positive.shape[1], negative.shape[1]
     if not m or not n:
         raise ValueError(f"AUC needs both classes; got {m} positive and {n} negative scans")
-    among_all = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    # A positive's rank among all less its rank among positives counts the negatives below it, ties one half.
-    above = (among_all[:, :m] - rankdata(positive, axis=1)) / n
-    below = 1 - (among_all[:, m:] - rankdata(negative, axis=1)) / m
+    above, below = placements(positive, negative)
     runs = len(scores)
     if min(m, n) < 2:
         return above.mean(axis=1), np.full((runs, runs), np.nan)
     covariance = np.cov(above).reshape(runs, runs) / m + np.cov(below).reshape(runs, runs) / n
     return above.mean(axis=1), covariance
+
+
+def placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(runs, m) and (runs, n) scores -> of each positive the share of negatives below it, of each negative the share of
+    positives above it; ties count one half. The mean of either is the AUC."""
+    m, n = positive.shape[1], negative.shape[1]
+    among_all = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
+    # A positive's rank among all less its rank among positives counts the negatives below it, ties one half.
+    above = (among_all[:, :m] - rankdata(positive, axis=1)) / n
+    return above, 1 - (among_all[:, m:] - rankdata(negative, axis=1)) / m
 
 
 # Paired comparisons ------------------------------------------------------------------------------------------------
@@ -334,7 +341,7 @@ def _ece(data: Scored, weights: np.ndarray, bins: int) -> np.ndarray:
     return np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
 
 
-def _macro_f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
+def macro_f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
     """Mean of both classes' F1; needs both classes among the labels, so neither denominator is 0."""
     return tp / (2 * tp + fp + fn) + tn / (2 * tn + fp + fn)
 
@@ -363,7 +370,7 @@ def _weighted_metrics(data: Scored, weights: np.ndarray, bins: int, only: Sequen
             precision = above / np.where(called_so_far > 0, called_so_far, 1)
             result["pr_auc"] = (pos_down * precision).sum(axis=1) / (tp + fn)
     if "macro_f1" in only:
-        result["macro_f1"] = _macro_f1(tp, fp, tn, fn)
+        result["macro_f1"] = macro_f1(tp, fp, tn, fn)
     if "sensitivity" in only:
         result["sensitivity"] = tp / (tp + fn)
     if "specificity" in only:

@@ -10,7 +10,9 @@ cohorts are too.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata, t
+from scipy.stats import t
+
+from e2d_lib.evaluation import metrics
 
 METRICS = ("roc_auc", "macro_f1")
 
@@ -35,22 +37,18 @@ def runs(labels: np.ndarray, probabilities: np.ndarray, metric: str = "roc_auc",
         raise ValueError(f"{m} positive and {n} negative scans; at least two of each are needed")
     parts = np.empty(scores.shape)
     if metric == "roc_auc":
-        ranks = rankdata(scores, axis=1)
-        above = (ranks[:, positive] - rankdata(scores[:, positive], axis=1)) / n
-        below = 1 - (ranks[:, negative] - rankdata(scores[:, negative], axis=1)) / m
+        above, below = metrics.placements(scores[:, positive], scores[:, negative])
         values = above.mean(1)
         for rows, placed in ((positive, above), (negative, below)):
             parts[:, rows] = (placed - values[:, None]) / np.sqrt(len(rows) * (len(rows) - 1))
         return Runs(values, parts)
     called = scores >= threshold
     tp, fp = called[:, positive].sum(1), called[:, negative].sum(1)
-    values = _macro_f1(tp, m - tp, fp, n - fp)
+    values = metrics.macro_f1(tp, fp, n - fp, m - tp)
     for rows, value in ((positive, 1), (negative, 0)):
         hit = called[:, rows].astype(int)
-        left = (tp[:, None] - hit, m - tp[:, None] - (1 - hit), fp[:, None], n - fp[:, None])
-        if not value:
-            left = (tp[:, None], m - tp[:, None], fp[:, None] - hit, n - fp[:, None] - (1 - hit))
-        without = _macro_f1(*left)
+        found, false = (tp[:, None] - hit, fp[:, None]) if value else (tp[:, None], fp[:, None] - hit)
+        without = metrics.macro_f1(found, false, n - (not value) - false, m - value - found)
         parts[:, rows] = (without.mean(1, keepdims=True) - without) * np.sqrt((len(rows) - 1) / len(rows))
     return Runs(values, parts)
 
@@ -95,7 +93,3 @@ def test(runs: Runs, other: Runs | None = None, *, level: float = 0.95) -> dict[
         "detectable": float(reach + t.ppf(0.8, freedom) * error),
         "replicates": min(len(one.values) for one in groups),
     }
-
-
-def _macro_f1(tp: np.ndarray, fn: np.ndarray, fp: np.ndarray, tn: np.ndarray) -> np.ndarray:
-    return tp / (2 * tp + fp + fn) + tn / (2 * tn + fp + fn)
