@@ -117,22 +117,26 @@ def _parts(design: str, labels: np.ndarray, sources: np.ndarray, n_folds: int, s
         return
     for group in [np.arange(len(labels))] if design == "mixed" else groups:
         strata = np.unique([f"{sources[row]} {labels[row]}" for row in group], return_inverse=True)[1]
-        folds = min(n_folds, np.bincount(labels[group], minlength=2).min())
-        if folds > 1:
-            dealt = StratifiedKFold(folds, shuffle=True, random_state=seed)
-            few = np.bincount(strata).min() < folds  # in a source and class: then by class alone
-            yield from ((group[a], group[b]) for a, b in dealt.split(group, labels[group] if few else strata))
+        yield from ((group[a], group[b]) for a, b in _folds(labels[group], n_folds, seed, strata))
+
+
+def _folds(labels: np.ndarray, n_folds: int, seed: int, strata: np.ndarray | None = None) -> Iterator[tuple]:
+    """Rows within and without, of stratified folds; fewer of them where a class has fewer scans, none where it has one.
+
+    strata: to balance too, where each has a scan for every fold.
+    """
+    folds = min(n_folds, np.bincount(labels, minlength=2).min())
+    if folds > 1:
+        within = strata is not None and np.bincount(strata).min() >= folds
+        yield from StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, strata if within else labels)
 
 
 def _crossed(labels: np.ndarray, n_folds: int, seed: int, predict: Callable) -> np.ndarray | None:
     """Each scan's probability by a fit without it; None where a class has a single scan."""
-    folds = min(n_folds, np.bincount(labels, minlength=2).min())
-    if folds < 2:
-        return None
-    found = np.empty(len(labels))
-    for a, b in StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels):
+    found = np.full(len(labels), np.nan)
+    for a, b in _folds(labels, n_folds, seed):
         found[b] = predict(a, b)
-    return found
+    return None if np.isnan(found).any() else found
 
 
 def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
@@ -140,10 +144,8 @@ def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     found = pd.Series(0.5, index=table.index)
     for _, own in table.dropna(subset="probability").groupby("source"):
         y, p = own["label"].to_numpy(dtype=np.int64), own["probability"].to_numpy()
-        folds = min(n_folds, np.bincount(y, minlength=2).min())
-        if folds > 1:
-            for a, b in StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y):
-                found.loc[own.index[b]] = metrics.best_threshold(y[a], p[a])
+        for a, b in _folds(y, n_folds, seed):
+            found.loc[own.index[b]] = metrics.best_threshold(y[a], p[a])
     return found.to_numpy()
 
 
@@ -224,9 +226,8 @@ def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rn
     if not contrasts:
         raise ValueError("no source has both classes")
     replicates = len(contrasts[0])
-    weights = rng.multinomial(max(1, replicates - 1), np.full(replicates, 1 / replicates), n_boot) / max(
-        1, replicates - 1
-    )
+    taken = max(1, replicates - 1)
+    weights = rng.multinomial(taken, np.full(replicates, 1 / replicates), n_boot) / taken
     drawn = np.zeros(n_boot)
     for contrast in contrasts:
         positive, negative = (rng.multinomial(n, np.full(n, 1 / n), n_boot) / n for n in contrast.shape[1:])
