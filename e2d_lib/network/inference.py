@@ -47,8 +47,10 @@ def predict(
     logits = [
         infer(net, slices, what, recipe, place).cpu().numpy() for what in bar(plans, desc="prediction", unit="draw")
     ]
-    turns = [0 if draws == "all" else turn for turn in range(len(plans))]
-    return table([slices] * len(plans), plans, logits, turns, [slices.labels] * len(plans))
+    turns = [0] * len(plans) if draws == "all" else range(len(plans))
+    tables = [_table(slices, *drawn) for drawn in zip(plans, logits, turns, strict=True)]
+    columns = ["scan_id", "draw", "index", "logit", "probability", "label"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 @torch.inference_mode()
@@ -67,24 +69,16 @@ def infer(net: nn.Module, slices: ScanSlices, what: Plan, recipe: Recipe, device
     return torch.cat(out).view(-1, width)
 
 
-def table(
-    slices: list[ScanSlices], plans: list[Plan], logits: list[np.ndarray], turns: list[int], labels: list[np.ndarray]
-) -> pd.DataFrame:
-    columns = ["scan_id", "draw", "index", "logit", "probability", "label"]
-    tables = []
-    for part, what, values, turn, label in zip(slices, plans, logits, turns, labels, strict=True):
-        width = what.positions.shape[1]
-        logit = values.astype(np.float64).ravel()
-        tables.append(
-            pd.DataFrame(
-                {
-                    "scan_id": np.repeat(np.array(part.scan_ids, dtype=object)[what.rows], width),
-                    "draw": turn,
-                    "index": what.positions.ravel(),
-                    "logit": logit,
-                    "probability": 1 / (1 + np.exp(-logit)),
-                    "label": np.repeat(label[what.rows], width),
-                }
-            )
-        )
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+def _table(slices: ScanSlices, what: Plan, logits: np.ndarray, turn: int) -> pd.DataFrame:
+    width = what.positions.shape[1]
+    logit = logits.astype(np.float64).ravel()
+    return pd.DataFrame(
+        {
+            "scan_id": np.repeat(np.array(slices.scan_ids, dtype=object)[what.rows], width),
+            "draw": turn,
+            "index": what.positions.ravel(),
+            "logit": logit,
+            "probability": 1 / (1 + np.exp(-logit)),
+            "label": np.repeat(slices.labels[what.rows], width),
+        }
+    )

@@ -23,7 +23,7 @@ from e2d_lib.network import memory
 from e2d_lib.network.augment import Augment
 from e2d_lib.network.checkpoint import SELECTED, STATE, load, read_state, restore, save, write_state
 from e2d_lib.network.device import TrainingError, autocast, free, precision, resolve_device, seeded, settled
-from e2d_lib.network.inference import infer, predict, table
+from e2d_lib.network.inference import infer, predict
 from e2d_lib.network.model import E2D, ModelConfig, build
 from e2d_lib.network.recipe import Recipe
 from e2d_lib.network.slices import BLANK, UNKNOWN, Batch, ScanSlices, batches, few_shot, plan, stream, visits
@@ -125,10 +125,11 @@ def fit(
                     log(key, value, epoch)
                 shown.set_postfix({key: f"{value:.3g}" for key, value in row.items() if key != "lr"})
                 if callback:
-                    callback(history(run))
+                    callback(run.table)
         net, _ = load(run.out_dir / SELECTED, device=str(run.device))
-        found = predictions(net, parts["valid"], recipe, run.device) if "valid" in parts else table([], [], [], [], [])
-    return Fit(net, recipe, history(run), found, run.best["epoch"], run.out_dir / SELECTED, parts.get("inner"))
+        found = predict(net, parts.get("valid", slices_train.subset([])), recipe=recipe)
+        found["target"] = found["label"].where(found["index"] != BLANK, 0)
+    return Fit(net, recipe, run.table, found, run.best["epoch"], run.out_dir / SELECTED, parts.get("inner"))
 
 
 def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[str, ScanSlices]:
@@ -171,6 +172,11 @@ class State:
 
     def rate(self, number: int) -> float:
         return learning_rate(number, self.recipe.epochs * self.steps_an_epoch, self.recipe)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The history, one row an epoch."""
+        return pd.DataFrame(self.history)
 
     @property
     def images_a_step(self) -> int:
@@ -299,19 +305,6 @@ def keep(run: State, epoch: int) -> None:
             "scaler": run.scaler.state_dict(),
         }
     write_state(run.out_dir / STATE, state)
-
-
-def predictions(net: E2D, slices: ScanSlices, recipe: Recipe, device: torch.device) -> pd.DataFrame:
-    """As `predict`, with the targets that blank slices change."""
-    what = plan(slices, np.arange(len(slices)), recipe, "score")
-    logits = infer(net, slices, what, recipe, device).cpu().numpy()
-    found = table([slices], [what], [logits], [0], [slices.labels])
-    return found.assign(target=np.where(what.positions == BLANK, 0, slices.labels[:, None]).ravel())
-
-
-def history(run: State) -> pd.DataFrame:
-    """One row an epoch."""
-    return pd.DataFrame(run.history)
 
 
 def check_finite(run: State, values: torch.Tensor | np.ndarray | None, epoch: int, number: int) -> None:
