@@ -154,9 +154,13 @@ class ScanSlices:
         return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
+RESIDENT = 0.6
+"""Share of a device's free memory that pixels may take, leaving room for the model."""
+
+
 def _budget(device: torch.device) -> int:
-    """Bytes that pixels may take on a device, leaving room for the model."""
-    return int(0.6 * free(device))
+    """Bytes that pixels may take on a device."""
+    return int(RESIDENT * free(device))
 
 
 def _to_device(arrays: Sequence[np.ndarray], widths: np.ndarray, size: int, device: torch.device) -> torch.Tensor:

@@ -86,9 +86,9 @@ def plan(*, profile: str = "paper", rate: float = 0.0, study: Study = DEFAULTS) 
     """
     from e2d_lib.study import estimate
 
-    layers = [(f"profile {profile}", runner.load_profile(profile, study.notebooks))]
-    layers += [("-p", runner.parse_assignments(study.assignments))]
-    layers += [("arguments", {"all": runner.given_parameters(profile, study.data_root, study.out)})]
+    settings = runner.load_profile(profile, study.notebooks)
+    given = runner.given_parameters(profile, study.data_root, study.out)
+    layers = runner.layers(profile, settings, study.assignments, given)
     print(estimate.report(runner.plan(runner.notebooks(study.notebooks), *layers), rate))
 
 

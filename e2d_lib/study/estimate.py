@@ -13,6 +13,7 @@ from e2d_lib.network import memory
 from e2d_lib.network.device import free, precision, resolve_device
 from e2d_lib.network.model import ModelConfig, build
 from e2d_lib.network.recipe import Recipe
+from e2d_lib.network.slices import RESIDENT
 
 GIB = 2**30
 CARDS = (16, 24, 40, 80)
@@ -26,7 +27,7 @@ def cards(config: ModelConfig, images: int, size: int, slices: int) -> pd.DataFr
     rows = []
     for card in CARDS:
         room = 0.97 * card * GIB
-        stays = slices * size * size <= 0.6 * room
+        stays = slices * size * size <= RESIDENT * room
         left = room - stays * slices * size * size
         at_once = memory.fitting(config, images, size, torch.bfloat16, left)
         advice = "nothing" if at_once == images else f"micro_batch={at_once} (chosen by itself)"

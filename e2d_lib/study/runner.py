@@ -109,6 +109,14 @@ def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str,
     return result
 
 
+def layers(
+    profile: str, settings: Mapping, assignments: Iterable[str], given: Mapping[str, str], *between: tuple[str, Mapping]
+) -> list[tuple[str, Mapping]]:
+    """The layers of `plan`, later ones over earlier: the profile's settings, ``between``, the -p's, the options."""
+    last = [("-p", parse_assignments(assignments)), ("arguments", {"all": given})]
+    return [(f"profile {profile}", settings), *between, *last]
+
+
 class Run:
     """One study run: the chapters' parameters and folder, and which chapters are up to date."""
 
@@ -231,9 +239,8 @@ def run(
     """
     chapters = notebooks(folder)
     settings = load_profile(profile, folder)
-    layers = [(f"profile {profile}", settings), ("-p", parse_assignments(assignments))]
     given = given_parameters(profile, data_root, out)
-    parameters = plan(chapters, *layers, ("arguments", {"all": given}))
+    parameters = plan(chapters, *layers(profile, settings, assignments, given))
     chosen = _chosen(chapters, only)
     _check_data(parameters)
     study = Run(chapters, parameters, resolve(given["run_dir"]), settings.get("minutes"))

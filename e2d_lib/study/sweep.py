@@ -127,9 +127,8 @@ def run(
     """
     chapters = runner.notebooks(folder)
     given = runner.given_parameters(profile, data_root, out)
-    layers = [(f"profile {profile}", runner.load_profile(profile, folder))]
-    layers += [(f"grid {grid.name}: base", {NOTEBOOK: grid.base})]  # the command line goes before it, cells before both
-    layers += [("-p", runner.parse_assignments(assignments)), ("arguments", {"all": given})]
+    base = (f"grid {grid.name}: base", {NOTEBOOK: grid.base})  # the command line goes before it, cells before both
+    layers = runner.layers(profile, runner.load_profile(profile, folder), assignments, given, base)
     run_dir = resolve(given["run_dir"])
     runs = {}
     for name, values in grid.cells.items():
