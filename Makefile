@@ -28,6 +28,7 @@ env: $(READY)  ## the environment alone: .venv, from requirements.lock
 
 filter:  ## have git store notebooks without outputs, where there is a git checkout (make env does it too)
 	@test ! -e .git || git config filter.notebooks.clean '$(CLEAN)'
+	@test ! -e .git || git -c filter.notebooks.clean=cat update-index -q --refresh || true  # or the next status filters all
 
 study: $(READY)  ## run the whole study on the embedded data -> results/demo/
 	$(BIN)/e2d run --profile demo

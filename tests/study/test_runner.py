@@ -14,7 +14,7 @@ import pytest
 
 import e2d_lib
 from e2d_lib.study import cli, runner
-from e2d_lib.study.chapter import Chapter
+from e2d_lib.study.chapter import Chapter, environment
 from e2d_lib.study.notebook import Notebook, Parameter, checked, resolve, root
 from tests.conftest import ROOT
 
@@ -411,3 +411,23 @@ def test_what_bars_leave_in_an_executed_copy_is_their_last_line():
     inner = "\r\n\rinner: 10%|\rinner: 90%|\r           \r\x1b[A"
     nested = f"outer: 0%|{inner}\router: 50%|{inner}\router: 100%|\n"
     assert runner.on_screen(nested).split() == ["outer:", "100%|"]
+
+
+def test_the_provenance_has_the_commit_and_does_not_filter_notebooks_to_get_it(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        own = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *own, *arguments], cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "notebooks").mkdir()
+    notebook = tmp_path / "notebooks" / "01_one.ipynb"
+    notebook.write_text("{}")
+    (tmp_path / ".gitattributes").write_text("notebooks/*.ipynb filter=notebooks\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    (tmp_path / "other.txt").write_text("new")
+    git("config", "filter.notebooks.clean", f"touch {tmp_path}/filtered; cat")
+    notebook.touch()  # git has to look into it
+    monkeypatch.chdir(tmp_path)
+    assert environment()["git"] == {"commit": git("rev-parse", "HEAD"), "changed_files": 1}
+    assert not (tmp_path / "filtered").exists()
