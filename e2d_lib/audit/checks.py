@@ -143,11 +143,6 @@ def half_of(n: int) -> int:
     return -(-n // 2)
 
 
-def overlap_of(a: tuple[int, int], b: tuple[int, int]) -> float:
-    both = max(0, min(a[1], b[1]) - max(a[0], b[0]))
-    return both / max((a[1] - a[0]) + (b[1] - b[0]) - both, 1)
-
-
 def share_of(metric: str, successes: int, n: int) -> Effect:
     """A share of n, with Clopper-Pearson's 95 % interval."""
     if n == 0:

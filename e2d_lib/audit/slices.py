@@ -4,8 +4,8 @@ import numpy as np
 from scipy.stats import gaussian_kde
 
 from e2d_lib.audit import checks, forensics
-from e2d_lib.audit.checks import N_SAMPLES, Effect, Inputs, check, curves_of, half_of, mean_of, overlap_of, share_of
-from e2d_lib.method import ssfl
+from e2d_lib.audit.checks import N_SAMPLES, Effect, Inputs, check, curves_of, half_of, mean_of, share_of
+from e2d_lib.method import curves, ssfl
 
 EXCLUDED_SLICES = 399  # of validation positive ct_scan_60, the 18th excluded scan (D4)
 
@@ -24,7 +24,7 @@ def _cut_in_training_only(given: Inputs):
     if given.cohort is None:
         return holds, found, []
     pairs = [(given.uncut[scan], given.cut[scan], areas) for scan, areas in given.curves.items()]
-    overlap = [overlap_of(a, b) for a, b, _ in pairs]
+    overlap = [curves.overlap(a, b) for a, b, _ in pairs]
     area = [1 - areas[slice(*b)].sum() / areas[slice(*a)].sum() for a, b, areas in pairs if areas.any()]
     effects = [
         share_of("scans whose window differs when the curve is cut", sum(a != b for a, b, _ in pairs), len(pairs)),
@@ -66,7 +66,7 @@ def _areas_on_crop(given: Inputs):
         share_of("scans whose window differs with areas on the crop", moved, len(pairs)),
         mean_of(
             "overlap of the two windows (intersection over union)",
-            [overlap_of(*pair) for pair in pairs],
+            [curves.overlap(*pair) for pair in pairs],
             given.rng,
             "share",
         ),

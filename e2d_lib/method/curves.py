@@ -95,14 +95,22 @@ def rules(curves: Mapping[str, ArrayLike]) -> pd.DataFrame:
     for scan_id, areas in curves.items():
         areas = np.asarray(areas)
         whole, cut = ssfl.slice_window(areas, 0.5, False), ssfl.slice_window(areas, 0.5, True)
-        both = max(0, min(whole[1], cut[1]) - max(whole[0], cut[0]))
-        union = whole[1] - whole[0] + cut[1] - cut[0] - both
         area, held = areas[slice(*whole)].sum(), areas[slice(*cut)].sum()
         removed = [1 - (stop - start) / len(areas) for start, stop in (whole, cut)]
         lost = 1 - held / area if area else np.nan
-        rows.append((scan_id, len(areas), *whole, *cut, *removed, both / union, lost))
+        rows.append((scan_id, len(areas), *whole, *cut, *removed, overlap(whole, cut), lost))
     names = ["scan_id", "n_slices", "start", "stop", "cut_start", "cut_stop", "removed", "cut_removed"]
     return pd.DataFrame(rows, columns=[*names, "overlap", "lost"])
+
+
+def overlap(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """Intersection over union of two windows; 0 where both are empty.
+
+    >>> overlap((0, 4), (2, 6))
+    0.3333333333333333
+    """
+    both = max(0, min(a[1], b[1]) - max(a[0], b[0]))
+    return both / max((a[1] - a[0]) + (b[1] - b[0]) - both, 1)
 
 
 def thinned(areas: ArrayLike, n: int) -> NDArray[np.int64]:
