@@ -52,7 +52,7 @@ def test_real_ct_goes_through_exploration_preprocessing_and_reduction(shared, tm
     out = tmp_path / "real"
     arguments = ["run", "--profile", "ci", "--data-root", str(tmp_path / "manifest.csv"), "--out", str(out), "--quiet"]
     assert cli.main([*arguments, "-p", "min_slices=1"]) == 0
-    assert capsys.readouterr().out.count("not applicable") == 3  # training, evaluation, ablations: no labels
+    assert capsys.readouterr().out.count("not applicable") == 4  # training, evaluation, ablations, sources: no labels
     golden = pd.concat([dicom, nifti])
     delta = 1 - (golden["row1"] - golden["row0"]) * (golden["col1"] - golden["col0"]) / (
         golden["height"] * golden["width"]
