@@ -13,7 +13,7 @@ from e2d_lib.scans.readers import Reason, Scan, SliceError, open_scan
 
 
 def window(hu) -> np.ndarray:
-    """method.md §7 in whole numbers: floor of 255 (HU + 1350) / 1500."""
+    """method/README.md §7 in whole numbers: floor of 255 (HU + 1350) / 1500."""
     return np.clip((np.asarray(hu, dtype=np.int64) + 1350) * 255 // 1500, 0, 255).astype(np.uint8)
 
 

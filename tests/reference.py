@@ -1,4 +1,4 @@
-"""The method of method.md §2-§4, written straight from its text: simple, slow, and sharing no code with the library.
+"""The method's README.md, §2-§4, written straight from its text: simple, slow, and sharing no code with the library.
 
 Images may have a third axis of equal channels, as a grey JPEG read in colour has.
 """

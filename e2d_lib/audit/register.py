@@ -18,7 +18,6 @@ import yaml
 
 from e2d_lib.audit import follow_up, scores, slices, table  # noqa: F401  (their checks enter CHECKS)
 from e2d_lib.audit.checks import CHECKS, CheckFunction, Effect, Inputs
-from e2d_lib.method import preprocess
 from e2d_lib.method.preprocess import Preprocessed
 
 EVIDENCE = ("proved", "inferred", "stated")
@@ -119,15 +118,13 @@ def register(
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": "boolean"})
 
 
-def areas_on_crop(cohort: pd.DataFrame, done: Preprocessed) -> Preprocessed | None:
+def areas_on_crop(done: Preprocessed) -> Preprocessed | None:
     """``cropped`` for `register`: the cohort as ``done``, with the areas measured on the crop.
 
     None where there is no crop to measure them on.
     """
     if not done.params.crop:
         return None
-    if "area_crop" not in done.slices or done.slices["area_crop"].isna().any():  # a cache made before it was kept
-        return preprocess.run(cohort, done.folder.parent, replace(done.params, area_on="crop"), wait=True)
     cropped = replace(done, params=replace(done.params, area_on="crop"))
     cropped.__dict__["slices"] = done.slices.assign(area=done.slices["area_crop"])  # in place of what it would read
     return cropped

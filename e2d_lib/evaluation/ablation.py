@@ -62,19 +62,16 @@ class Setting:
     def params(self) -> preprocess.Params:
         return preprocess.Params(**{**self.preprocessing, **SSFL[self.ssfl]})
 
-    def but(self, **changes: Any) -> "Setting":
-        """This setting with changes: names of its own, of the preprocessing's, or else of the recipe's.
+    def but(
+        self, *, preprocessing: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None, **own: Any
+    ) -> "Setting":
+        """This setting with changes of its own, and of single settings of the preprocessing and the recipe.
 
-        >>> Setting().but(method="random", fraction=0.7).recipe
-        {'method': 'random'}
+        >>> Setting(recipe={"epochs": 2}).but(few_shot=0.1, recipe={"method": "random"}).recipe
+        {'epochs': 2, 'method': 'random'}
         """
-        own = {name: value for name, value in changes.items() if name in self.__dataclass_fields__}
-        inner = {name: value for name, value in changes.items() if name in preprocess.Params.__dataclass_fields__}
-        # "variant" names the recipe's preset here; that of the preprocessing is given in `preprocessing`
-        inner = {name: value for name, value in inner.items() if name not in own}
-        rest = {name: value for name, value in changes.items() if name not in own and name not in inner}
-        base = replace(self, **own)
-        return replace(base, preprocessing={**base.preprocessing, **inner}, recipe={**base.recipe, **rest})
+        inner = {"preprocessing": self.preprocessing | (preprocessing or {}), "recipe": self.recipe | (recipe or {})}
+        return replace(self, **inner, **own)
 
 
 class Result(NamedTuple):
@@ -163,15 +160,20 @@ def find(folders: Sequence[str | Path]) -> dict[str, Result]:
     return {name: load(path) for name, (_, path) in zip(names, found, strict=True)}
 
 
+def flat(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting's choices, or changes of them, by name, without the level that says whose they are.
+
+    >>> flat({"few_shot": 0.1, "recipe": {"method": "random"}})
+    {'few_shot': 0.1, 'method': 'random'}
+    """
+    plain = {}
+    for name, value in setting.items():
+        plain.update(value if isinstance(value, Mapping) else {name: value})
+    return plain
+
+
 def differences(settings: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """One row a setting, one column for each choice in which they are not all alike; nested choices by their name."""
-
-    def flat(setting: Mapping[str, Any]) -> dict[str, Any]:
-        plain = {}
-        for name, value in setting.items():
-            plain.update(value if isinstance(value, Mapping) else {name: value})
-        return plain
-
     table = pd.DataFrame([flat(setting) for setting in settings])
     return table.loc[:, [table[name].astype(str).nunique() > 1 for name in table]]
 

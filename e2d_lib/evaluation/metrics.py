@@ -2,7 +2,7 @@
 
 The scan is the unit: intervals treat scans as independent draws and hold the class sizes fixed. Where patients have
 several scans, ``groups`` names the patient, and whole patients are resampled.
-Released scores count a scan once for each of its slices (method.md §5); slice counts as ``weights`` do the same.
+Released scores count a scan once for each of its slices (method/README.md §5); slice counts as ``weights`` do the same.
 """
 
 from collections.abc import Sequence

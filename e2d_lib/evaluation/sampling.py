@@ -1,11 +1,11 @@
 """How well drawn slices stand for their window, measured without training.
 
 KDS promises that a few slices, drawn by the density of the lung areas, speak for the whole scan, and do so in every
-draw (method.md §4; arXiv:2404.01643, section on KDS). Here each sampler is asked, scan by scan: how closely do the
-areas of its slices follow the window's (`quality`: ks, wasserstein), how much of the window do they cover (coverage,
-fill), do they meet the lesions and the largest area (lesion, largest_area, expected_lesion_slices), and how much does
-one draw differ from the next (mean_area_sd, position_sd, lesion_share_sd). `summary` gives means over scans with
-intervals, `paired` the samplers' differences on the same scans.
+draw (method/README.md §4; arXiv:2404.01643, section on KDS). Here each sampler is asked, scan by scan: how closely do
+the areas of its slices follow the window's (`quality`: ks, wasserstein), how much of the window do they cover
+(coverage, fill), do they meet the lesions and the largest area (lesion, largest_area, expected_lesion_slices), and how
+much does one draw differ from the next (mean_area_sd, position_sd, lesion_share_sd). `summary` gives means over scans
+with intervals, `paired` the samplers' differences on the same scans.
 
 Every sampler draws independent simple random samples without replacement, one from each group of slices (`design`).
 From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` are means over redraws (`draws`).

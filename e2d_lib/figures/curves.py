@@ -96,7 +96,7 @@ def samplers(
 ) -> Figure:
     """The three samplers on one scan's window: area density, edges, one draw, and where many draws fall.
 
-    ``areas``: (n,) lung areas inside the window. Each row is a method: random, systematic, KDS (method.md §4).
+    ``areas``: (n,) lung areas inside the window. Each row is a method: random, systematic, KDS (method/README.md §4).
     """
     rng = np.random.default_rng(seed)
     along, pdf, _ = kds.density(areas)

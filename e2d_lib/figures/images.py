@@ -31,7 +31,7 @@ def slices(images: Sequence[np.ndarray], titles: Sequence[str] | None = None, *,
 
 
 def steps(axes: Sequence, image: np.ndarray, name: str) -> None:
-    """SSFL++ on one slice in three panels: crop box, filtered foreground, lung area (method.md §2, §3.1).
+    """SSFL++ on one slice in three panels: crop box, filtered foreground, lung area (method/README.md §2, §3).
 
     The masks are drawn with SciPy's filters from the text; the box and the area in the titles are the library's.
     """
@@ -62,7 +62,7 @@ def mark_box(axis, box: tuple[int, int, int, int]) -> None:
 
 
 def mark_lung(axis, image: np.ndarray) -> None:
-    """What the method takes for lung: the holes of the body (method.md §3.1)."""
+    """What the method takes for lung: the holes of the body (method/README.md §3)."""
     body = ndimage.minimum_filter(image, ssfl.AREA_ERODE) >= ssfl.THRESHOLD
     holes = ndimage.binary_fill_holes(body) & ~body
     axis.imshow(np.ma.masked_where(~holes, holes), cmap=ListedColormap([FOUND]), alpha=0.5, interpolation="nearest")

@@ -142,7 +142,7 @@ class Preprocessed:
     def slices(self) -> pd.DataFrame:
         """One row for each slice left, excluded scans too: scan_id, index, name, height, width (of the whole slice),
         row0, row1, col0, col1 (the crop [row0, row1) x [col0, col1)), area (lung, pixels), area_crop (the same measured
-        on the crop alone, as the released code does on test scans; empty in caches made before it was kept)."""
+        on the crop alone, as the released code does on test scans)."""
         return pd.read_parquet(self.folder / "slices.parquet")
 
     @cached_property
@@ -598,10 +598,9 @@ def _consolidate(
                 path = folder / "scans" / f"{stem(row['scan_id'])}.json"
                 there = row["scan_id"] not in gone
                 group_records.append(io.read_json(path) if there else gone[row["scan_id"]])
-                table = pq.read_table(path.with_suffix(".parquet")) if there else SLICES.empty_table()
-                if "area_crop" not in table.column_names:  # made before it was kept
-                    table = table.append_column("area_crop", pa.nulls(len(table), pa.int64()))
-                tables.append(table.cast(SLICES))
+                tables.append(
+                    pq.read_table(path.with_suffix(".parquet"), schema=SLICES) if there else SLICES.empty_table()
+                )
             slices.write_table(pa.concat_tables(tables).combine_chunks())
             noted = [dict(zip(FINDINGS.names, f, strict=True)) for r in group_records for f in r["findings"]]
             findings.write_table(pa.Table.from_pylist(noted, schema=FINDINGS))

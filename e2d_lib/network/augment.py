@@ -1,4 +1,4 @@
-"""The paper's augmentation (method.md §5), for a batch on its device, each slice with parameters of its own."""
+"""The paper's augmentation (method/README.md §5), for a batch on its device, each slice with parameters of its own."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Strengths and probabilities of method.md §5, per slice and in this order."""
+    """Strengths and probabilities of method/README.md §5, per slice and in this order."""
 
     flip_p: float = 0.5  # left-right
     shift: float = 0.2  # of the side, either way

@@ -1,4 +1,4 @@
-"""E2D: a timm backbone, its pooled features, and two linear layers; one logit a slice (method.md §5)."""
+"""E2D: a timm backbone, its pooled features, and two linear layers; one logit a slice (method/README.md §5)."""
 
 import difflib
 import importlib.util
@@ -38,7 +38,7 @@ class ModelConfig:
 
     backbone: str = "efficientnet_b3"  # any of timm.list_models(), with or without a weights tag
     pretrained: bool | str = True  # ImageNet weights; a str is a local .safetensors or .pth file, or "package"
-    drop_path: float = 0.2  # method.md §5; the released drop rate 0.3 is never applied, so there is none
+    drop_path: float = 0.2  # method/README.md §5; the released drop rate 0.3 is never applied, so there is none
     hidden: int = 224  # between the two linear layers
     normalise: Literal["once", "twice"] = "once"  # twice: as released, 2x - 1 on top of ImageNet mean and std
     size: int | None = None  # side of a slice, others are refused; training fills it in

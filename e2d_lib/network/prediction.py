@@ -70,8 +70,9 @@ def predict(
     trained_on (see `trained_on`).
 
     The scans go through the preprocessing that the checkpoints were trained on, are scored by each checkpoint (its
-    slices' probabilities aggregated, method.md §5), and the scores are averaged. A scan that cannot be scored has no
-    prediction and a reason. Raises CohortError for a data root without scans, CheckpointError for unfit checkpoints.
+    slices' probabilities aggregated, method/README.md §5), and the scores are averaged. A scan that cannot be scored
+    has no prediction and a reason. Raises CohortError for a data root without scans, CheckpointError for unfit
+    checkpoints.
     """
     params = preprocessing_of(checkpoints)
     cohort = read_cohort(data_root).assign(label=pd.NA)  # whatever it says: nothing here may depend on it

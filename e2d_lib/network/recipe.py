@@ -76,7 +76,7 @@ class Recipe:
 
     @classmethod
     def released(cls, **changes: Any) -> "Recipe":
-        """What the released code does (method.md §4, §5; 24 epochs stand there in a comment)."""
+        """What the released code does (method/README.md §4, §5; 24 epochs stand there in a comment)."""
         return cls.preset("released", **changes)
 
     @classmethod

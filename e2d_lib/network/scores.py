@@ -19,8 +19,8 @@ def scan_scores(
     """One score per scan from its slices' predictions.
 
     ``slice_predictions``: one row a slice, with the columns ``by`` and ``probability`` (in [0, 1]) or ``logit``.
-    ``how``: "mean" of probabilities (released, method.md §5), "median", "max", mean of the ``k`` largest ("topk";
-    of all when there are fewer), or sigmoid of the mean log-odds ("logodds").
+    ``how``: "mean" of probabilities (released, method/README.md §5), "median", "max", mean of the ``k`` largest
+    ("topk"; of all when there are fewer), or sigmoid of the mean log-odds ("logodds").
     Gives the columns ``by``, ``probability``, ``n_slices`` (predictions that went in), and ``label``, ``fold`` and
     ``source`` where they are in the input. Order of rows: sorted by ``by``.
     Where both are given, log-odds are taken from ``logit``, everything else from ``probability``.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BLANK = -1
-"""Index of an input without a slice: zero after ImageNet normalisation, with label 0 (method.md §4, released)."""
+"""Index of an input without a slice: zero after ImageNet normalisation, label 0 (method/README.md §4, released)."""
 UNKNOWN = -1
 """Label of a scan whose class is not known."""
 
@@ -198,7 +198,7 @@ def draw(
     """(n_samples,) int64 positions in the window, sorted; a blank input is -1.
 
     areas: (width,) int, pixels. What the sampler cannot fill is repeated ("repeat"), or left blank ("blank_zero": as
-    released, where a window no wider than n_samples is blank altogether; method.md §4).
+    released, where a window no wider than n_samples is blank altogether; method/README.md §4).
 
     >>> draw(np.array([5, 9, 7]), n_samples=5, rng=np.random.default_rng(0)).tolist()
     [0, 0, 1, 1, 2]

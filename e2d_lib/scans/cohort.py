@@ -48,9 +48,9 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
     """The scans at ``data_root``, one row each: `COHORT_COLUMNS`.
 
     ``data_root`` is one of
-    - a folder in COV19-CT-DB layout (method.md §1): ``train|valid|test`` over ``positive|negative`` over scans (test
-      has no classes), or a folder that holds one such; a scan is a folder of images or DICOM files, or one volume; its
-      id is its path below the root;
+    - a folder in COV19-CT-DB layout (method/README.md §1): ``train|valid|test`` over ``positive|negative`` over scans
+      (test has no classes), or a folder that holds one such; a scan is a folder of images or DICOM files, or one
+      volume; its id is its path below the root;
     - any other folder: each folder of images, volume and DICOM series below it is a scan without label;
     - a ``.csv`` manifest: column ``path`` (relative to the manifest), and perhaps the other columns;
     - one volume or DICOM file.
@@ -102,7 +102,7 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
     Patients are dealt, with all their scans, in natural order of their first scan's id, whatever the table's order, so
     that a cohort has one set of folds. Folds that a manifest gives are kept, if all labelled train scans have one. All
     else stays <NA>. Raises `CohortError` if a class has fewer than ``n_folds`` train patients, and if the same file is
-    in two splits or under two labels. Source: method.md §1 (StratifiedKFold, shuffled).
+    in two splits or under two labels. Source: method/README.md §1 (StratifiedKFold, shuffled).
     """
     cohort = cohort.copy()
     for finding in cohort_findings(cohort):

@@ -451,7 +451,7 @@ def _stored(ds: pydicom.Dataset) -> tuple[np.ndarray, list[str]]:
 
 
 def _radiological(image: np.ndarray, turn: tuple[float, ...]) -> np.ndarray:
-    """An axial slice with rows from front to back and columns from the patient's right to the left (method.md §7)."""
+    """An axial slice, rows from front to back, columns from the patient's right to the left (method/README.md §7)."""
     if not turn:
         return image
     across, down = (int(np.abs(part).argmax()) for part in (turn[:3], turn[3:]))

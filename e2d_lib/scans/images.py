@@ -48,7 +48,7 @@ def open_images(notes: Notes, path: str, view: str) -> Scan:
 
 
 def _in_order(found: list[str], notes: Notes) -> tuple[str, ...]:
-    """Names by number (method.md §1); those without a number go last. What is no slice of the stack is noted.
+    """Names by number (method/README.md §1); those without a number go last. What is no slice of the stack is noted.
 
     Copies, masks beside the slices, and the smaller ones of several runs of the same numbers are left out.
     """

@@ -12,7 +12,7 @@ AIR = slice(38, 111)
 TISSUE = slice(202, 255)
 """Greys of the lung window for -160 to 149 HU: fat, water, muscle, organs."""
 BODY = 100
-"""Grey from which the method takes a pixel for body (method.md §2)."""
+"""Grey from which the method takes a pixel for body (method/README.md §2)."""
 LEAST = 0.02
 """Share of the pixels that air, tissue, dark or bright must have at least; real scans have 0.15 and more of each."""
 ISLAND = 0.08

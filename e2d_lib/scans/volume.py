@@ -10,14 +10,14 @@ from e2d_lib.scans.findings import Load, Notes, Reason, SliceError
 VIEWS = {"sagittal": 0, "coronal": 1, "axial": 2}
 """View -> the axis of a right-anterior-superior volume that counts its slices."""
 HU_LOW, HU_WIDTH = -1350.0, 1500.0
-"""Lower end and width of the lung window, HU (centre -600; method.md §7)."""
+"""Lower end and width of the lung window, HU (centre -600; method/README.md §7)."""
 
 
 def hu_to_uint8(hu: np.ndarray) -> np.ndarray:
     """Hounsfield units to the 8-bit lung window (centre -600, width 1500), truncated; any shape, NaN gives 0.
 
-    Computed in float64 whatever comes in, so that float32 and integer HU give the same grey values. Source: method.md
-    §7.
+    Computed in float64 whatever comes in, so that float32 and integer HU give the same grey values. Source:
+    method/README.md §7.
 
     >>> hu_to_uint8(np.array([-2000, -1350, -600, 149, 150, 3000])).tolist()
     [0, 0, 127, 254, 255, 255]
@@ -38,7 +38,7 @@ def slice_count(shape: tuple[int, ...], turn: np.ndarray, view: str) -> int:
 
 
 def slices_of(volume: np.ndarray, turn: np.ndarray, view: str) -> np.ndarray:
-    """The slices of a view, (n, rows, columns), as a radiologist looks at them (method.md §7).
+    """The slices of a view, (n, rows, columns), as a radiologist looks at them (method/README.md §7).
 
     Axial slices run feet to head, seen from the feet: front up, the patient's right at the left. Coronal ones run back
     to front, seen from the front: head up, right at the left. Sagittal ones run left to right, seen from the left: head

@@ -29,7 +29,7 @@ from e2d_lib.scans.cohort import read_cohort
 
 @dataclass
 class Viewed:
-    """One scan as it is viewed, measured once (method.md §2 to §4).
+    """One scan as it is viewed, measured once (method/README.md §2 to §4).
 
     images: readable slices (rows, columns) uint8. scores: slice -> probability. reason: why there are no slices.
     """

@@ -35,13 +35,14 @@ class TestSetting:
         assert (params.crop, params.fraction, params.size) == (crop, fraction, 64)
 
     def test_changes_go_where_they_belong(self):
-        changed = Setting(recipe={"epochs": 2}).but(few_shot=0.1, variant="released", trim=True, method="random")
+        own = {"few_shot": 0.1, "variant": "released"}
+        changed = Setting(recipe={"epochs": 2}).but(**own, preprocessing={"trim": True}, recipe={"method": "random"})
         assert (changed.few_shot, changed.variant) == (0.1, "released")
         assert changed.preprocessing == {"trim": True}
         assert changed.recipe == {"epochs": 2, "method": "random"}
 
     def test_changes_of_changes_add_up(self):
-        assert Setting().but(recipe={"lr": 1.0}).but(method="kds").recipe == {"lr": 1.0, "method": "kds"}
+        assert Setting().but(recipe={"lr": 1.0}).but(recipe={"method": "kds"}).recipe == {"lr": 1.0, "method": "kds"}
 
     def test_unknown_steps(self):
         with pytest.raises(ValueError, match="ssfl is one of both, spatial, slice, off, got 'none'"):

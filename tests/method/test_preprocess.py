@@ -211,29 +211,13 @@ class TestExact:
                 mode = cv2.INTER_AREA if min(crop.shape) >= 32 else cv2.INTER_LINEAR
                 np.testing.assert_array_equal(image, cv2.resize(crop, (32, 32), interpolation=mode))
 
-    def test_areas_on_the_crop_are_measured_in_the_same_pass(self, tmp_path, data, monkeypatch):
+    def test_areas_on_the_crop_are_measured_in_the_same_pass(self, tmp_path, data):
         cohort = cohort_of(data)
         pre = run(cohort, tmp_path / "out", SMALL, n_jobs=1)
         again = run(cohort, tmp_path / "again", replace(SMALL, area_on="crop"), n_jobs=1)
-        monkeypatch.setattr(preprocess, "run", lambda *_, **__: pytest.fail("the cohort was decoded a second time"))
-        on_crop = register.areas_on_crop(cohort, pre)
+        on_crop = register.areas_on_crop(pre)
         assert on_crop.slices["area"].tolist() == again.slices["area"].tolist()
         assert on_crop.slices["area"].tolist() != pre.slices["area"].tolist()
-
-    def test_a_cache_from_before_is_read_and_its_areas_on_the_crop_are_measured_anew(self, tmp_path, data):
-        cohort = cohort_of(data)
-        whole = run(cohort, tmp_path / "out", SMALL, n_jobs=1)
-        first = whole.slices
-        for path in (whole.folder / "scans").glob("*.parquet"):
-            io.write_parquet(path, pd.read_parquet(path).drop(columns="area_crop"))
-            record = io.read_json(path.with_suffix(".json"))
-            record["files"][".parquet"] = path.stat().st_size
-            io.write_json(path.with_suffix(".json"), record)
-        old = run(cohort, tmp_path / "out", SMALL, n_jobs=1)
-        assert "found done" in old.history and old.history.startswith("0 of")
-        assert old.slices["area_crop"].isna().all()
-        pd.testing.assert_frame_equal(old.slices.drop(columns="area_crop"), first.drop(columns="area_crop"))
-        assert register.areas_on_crop(cohort, old).slices["area"].tolist() == first["area_crop"].tolist()
 
     def test_without_the_spatial_step_whole_slices_are_kept(self, tmp_path, data):
         pre = run(cohort_of(data), tmp_path / "out", replace(SMALL, crop=False), n_jobs=1)

@@ -79,7 +79,7 @@ def same_weights(first, second):
 class TestRecipe:
     def test_released_is_what_the_released_code_does(self):
         recipe = asdict(Recipe.released())
-        # method.md §4 and §5, facts §2
+        # method/README.md §4 and §5, facts §2
         assert {key: recipe[key] for key in ("lr", "weight_decay", "optimiser", "schedule", "epochs")} == {
             "lr": 1e-4, "weight_decay": 5e-4, "optimiser": "adam", "schedule": "none", "epochs": 3
         }  # fmt: skip

@@ -15,7 +15,7 @@ from tests.make_scans import RAS, cut, opened, outcomes, read_all, series, write
 
 
 def golden_measures(image) -> list[int]:
-    """Crop box and lung areas (whole, inside the crop) by method.md §2-3, with SciPy."""
+    """Crop box and lung areas (whole, inside the crop) by method/README.md §2-3, with SciPy."""
 
     def longest(marked):
         labels, count = ndimage.label(marked)

@@ -38,7 +38,7 @@ def test_a_scan_is_shown_with_the_window_of_most_lung_and_draws_from_inside_it()
     viewer.draw(figure, seen, 7, "phantom data")
     left, right, *_ = figure.axes
     (box,) = left.patches
-    # the 10-pixel minimum filter takes 5 rows and columns from the start of the body and 4 from its end (method.md §2)
+    # the 10-pixel minimum filter takes 5 rows and columns from the body's start, 4 from its end (method/README.md §2)
     assert (*box.get_xy(), box.get_width(), box.get_height()) == (14.5, 12.5, 31, 39)
     curve = next(line for line in right.lines if len(line.get_xdata()) == 12)
     np.testing.assert_array_equal(curve.get_ydata(), seen.areas)
