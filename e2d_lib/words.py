@@ -1,5 +1,8 @@
 """Names of quantities and settings as people read them: the one table for figures, tables and cards."""
 
+from pathlib import Path
+from typing import Any
+
 NAMES = {
     "macro_f1": "macro F1",
     "roc_auc": "ROC AUC",
@@ -49,6 +52,17 @@ def setting(cell: str) -> str:
     if not all(equals for _, equals, _ in pairs):
         return cell
     return ", ".join(f"{name(key.strip())} {name(value.strip())}" for key, _, value in pairs)
+
+
+def page(template: Path, *, html: bool = False, **values: Any) -> str:
+    """A Jinja template filled in: Markdown, or HTML in which all values are escaped. A value it lacks is an error."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(template.parent)
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined, "autoescape": html}
+    environment = jinja2.Environment(loader=loader, **options)
+    environment.filters["name"] = name
+    return environment.get_template(template.name).render(**values)
 
 
 def phrase(key: str) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
 
+from e2d_lib import words
 from e2d_lib.audit import follow_up, scores, slices, table  # noqa: F401  (their checks enter CHECKS)
 from e2d_lib.audit.checks import CHECKS, CheckFunction, Effect, Inputs
 from e2d_lib.method.preprocess import Preprocessed
@@ -132,33 +133,8 @@ def areas_on_crop(done: Preprocessed) -> Preprocessed | None:
 
 def markdown(register: pd.DataFrame, *, data: str = "") -> str:
     """The register as a Markdown document. ``data``: what the effects were measured on, such as "phantom, 60 scans"."""
-    recomputed = register[register["checked"] == "recomputed"]
-    verdicts = {name: int(recomputed["holds"].eq(holds).sum()) for name, holds in (("yes", True), ("no", False))}
-    undecided = len(recomputed) - sum(verdicts.values())
-    lines = [
-        "# Audit: the paper's table, the released code and its saved outputs",
-        "",
-        "Where the three differ, what shows it, what it changes, and what this study does. That code was released with",
-        "its outputs is what makes such a list possible; most published work could not be read this closely.",
-        "",
-        f"{len(register)} entries. {len(recomputed)} have a check here: {verdicts['yes']} are confirmed, "
-        f"{verdicts['no']} are not, of {undecided} only the effect is measured. The others are cited.",
-        f"Effects are on {data}, with 95 % intervals in brackets."
-        if data
-        else "No cohort was given to measure effects.",
-    ]
-    headings = ["", "statement", "evidence", "check", "effect", "this study"]
-    for topic, part in register.groupby("topic", sort=False):
-        lines += ["", f"## {topic[0].upper()}{topic[1:]}", "", _row(headings), _row(["---"] * len(headings))]
-        for row in part.itertuples():
-            verdict = {True: "confirmed", False: "**not confirmed**"}.get(None if pd.isna(row.holds) else row.holds, "")
-            check = "cited" if row.checked == "cited" else ": ".join(filter(None, [verdict, row.result]))
-            lines.append(_row([f"**{row.id}**", row.claim, row.evidence, check, row.effect or "–", row.corrected]))
-    lines += ["", "## Sources", "", "E2D is `ming053l/E2D` (June 2024), challenge the same team's"]
-    lines += ["`ming053l/E2D-for-COVID-19-detection` (March 2024), 2025 is"]
-    lines += ["`Joe1007/AFE-AIMI-COVID19-Challenge-2025`. Notebook cells are counted from 0.", ""]
-    lines += [f"- **{row.id}** {row.source}" for row in register.itertuples()]
-    return "\n".join(lines) + "\n"
+    topics = {topic: part.to_dict("records") for topic, part in register.groupby("topic", sort=False)}
+    return words.page(Path(__file__).parent / "audit.md.jinja", data=data, topics=topics)
 
 
 # Inside -----------------------------------------------------------------------------------------------------------
@@ -202,7 +178,3 @@ def _in_words(effect: Effect) -> str:
         return f"{effect.metric}: not defined here"
     interval = "" if math.isnan(effect.low) else f" [{number(effect.low)}, {number(effect.high)}]"
     return f"{effect.metric} {number(effect.value)}{interval}"
-
-
-def _row(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

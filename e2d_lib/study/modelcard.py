@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from e2d_lib import words
@@ -30,19 +29,6 @@ def estimate(row: Mapping[str, Any]) -> str:
     if pd.isna(row["low"]):
         return f"{row['value']:.3f} (no interval: {row['reason']})"
     return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown, its values as text.
-
-    >>> print(markdown(pd.DataFrame({"fold": [5], "scans": [44]})))
-    | fold | scans |
-    |---|---|
-    | 5 | 44 |
-    """
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    lines = ["| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |" for row in rows]
-    return "\n".join([lines[0], lines[1].replace(" ", ""), *lines[2:]])
 
 
 def front_matter(name: str, data: str, metrics: pd.DataFrame) -> str:
@@ -76,42 +62,25 @@ def card(
     *,
     name: str,
     data: str,
-    config: Mapping[str, Any],
-    recipe: Mapping[str, Any],
-    parameters: int,
-    preprocessing: Mapping[str, Any],
     scored: pd.DataFrame,
     runs: pd.DataFrame,
-    aggregation: str,
     metrics: pd.DataFrame,
     by_source: pd.DataFrame,
     thresholds: pd.DataFrame,
     comparison: pd.DataFrame,
+    **details: Any,
 ) -> str:
     """The card's text.
 
-    ``data``: "phantom", or the data's name. ``config``, ``recipe``: of the checkpoints; ``preprocessing``: the fields
-    of ``preprocess.Params``. ``scored``: one row a scored scan, with label, source and fold. ``runs``: chapter 4's, of
-    the runs the card is about. ``metrics``: `scoring.at_thresholds`; ``by_source``: `scoring.by_group`;
+    ``data``: "phantom", or the data's name. ``scored``: one row a scored scan, with label, source and fold. ``runs``:
+    chapter 4's, of the runs the card is about. ``metrics``: `scoring.at_thresholds`; ``by_source``: `scoring.by_group`;
     ``thresholds``: `scoring.thresholds`; ``comparison``: `scoring.paired` with a column name, or an empty table.
+    details: ``config`` and ``recipe`` of the checkpoints, ``parameters`` (their number), ``aggregation``, and
+    ``preprocessing``, the fields of ``preprocess.Params``.
     """
-    held = thresholds.loc[thresholds["threshold"].notna(), "scans"]
-    return _render(
-        **{"name": name, "data": data, "config": config, "recipe": recipe, "parameters": parameters, "runs": runs},
-        card_data=front_matter(name, data, metrics),
-        preprocessing=preprocessing,
-        aggregation=aggregation,
-        folds=sorted(int(fold) for fold in runs["fold"].unique()),
-        scored=_count(scored),
-        sources=[f"{source or 'unknown'} {_count(part)}" for source, part in scored.groupby("source")],
-        metrics=_metrics_table(metrics),
-        chosen=metrics["at"].eq("chosen").any(),
-        by_source=_by_source_table(by_source),
-        thresholds=_thresholds_table(thresholds),
-        held=held.min() if len(held) else None,
-        comparison="" if comparison.empty else _comparison_table(comparison),
-        compared="" if comparison.empty else comparison["name"].iloc[0],
-    )
+    tables = {"scored": scored, "metrics": metrics, "by_source": by_source, "thresholds": thresholds}
+    tables["comparison"] = comparison
+    return _filled(runs, name=name, data=data, card_data=front_matter(name, data, metrics), **tables, **details)
 
 
 def brief(runs: pd.DataFrame, *, data: str, **details: Any) -> str:
@@ -119,81 +88,12 @@ def brief(runs: pd.DataFrame, *, data: str, **details: Any) -> str:
 
     details: config, recipe, parameters and preprocessing, as for `card`.
     """
-    return _render(runs=runs, data=data, aggregation="mean", **details)
+    return _filled(runs, data=data, card_data="", aggregation="mean", **details)
 
 
-def _render(*, runs: pd.DataFrame, **values: Any) -> str:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True)  # Markdown, so not escaped
-    text = environment.get_template("model_card.md.jinja").render(runs=runs, runs_table=_numbers(runs), **values)
+def _filled(runs: pd.DataFrame, **values: Any) -> str:
+    values = {
+        k: v.to_dict("records") if isinstance(v, pd.DataFrame) else v for k, v in {"runs": runs, **values}.items()
+    }
+    text = words.page(Path(__file__).parent / "model_card.md.jinja", estimate=estimate, **values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
-
-
-def _count(scans: pd.DataFrame) -> str:
-    return f"{len(scans)} scans ({int((scans['label'] == 1).sum())} positive)"
-
-
-def _numbers(runs: pd.DataFrame) -> str:
-    columns = {
-        "fold": "scored on fold",
-        "fraction": "share of the scans",
-        "seed": "seed",
-        "train": "scans trained on",
-        "inner": "held out of them",
-        "valid": "scans scored",
-        "epoch": "epoch kept",
-    }
-    shares = runs["fraction"].map(lambda fraction: f"{100 * fraction:g} %")
-    return markdown(runs.assign(fraction=shares)[list(columns)].rename(columns=columns))
-
-
-def _metrics_table(metrics: pd.DataFrame) -> str:
-    rows = [
-        {
-            "metric": words.name(row["metric"]),
-            "threshold": row["at"] if row["metric"] in ("macro_f1", "sensitivity", "specificity", "accuracy") else "",
-            "value (95 % interval)": estimate(row),
-            "scans": row["n"],
-        }
-        for row in metrics.to_dict("records")
-    ]
-    return markdown(pd.DataFrame(rows))
-
-
-def _by_source_table(by_source: pd.DataFrame) -> str:
-    shown = [m for m in ("roc_auc", "macro_f1", "sensitivity", "specificity") if m in set(by_source["metric"])]
-    rows = []
-    for source, part in by_source.groupby("source", sort=True):
-        values = {row["metric"]: estimate(row) for row in part.to_dict("records")}
-        rows.append({"source": source, "scans": part["n"].max()} | {words.name(m): values[m] for m in shown})
-    return markdown(pd.DataFrame(rows))
-
-
-def _thresholds_table(thresholds: pd.DataFrame) -> str:
-    table = thresholds.assign(
-        fraction=thresholds["fraction"].map(lambda fraction: f"{100 * fraction:g} %"),
-        threshold=thresholds["threshold"].map(lambda t: "none" if pd.isna(t) else f"{t:.3f}"),
-        reason=thresholds["reason"].replace("", "–"),
-    )
-    columns = {
-        "fraction": "share of the scans",
-        "scans": "scans it was chosen on",
-        "positives": "of them positive",
-        "reason": "why none",
-    }
-    return markdown(table.rename(columns=columns))
-
-
-def _comparison_table(comparison: pd.DataFrame) -> str:
-    rows = [
-        {
-            "metric": words.name(row["metric"]),
-            "threshold": row["at"],
-            "first": f"{row['a']:.3f}",
-            "second": f"{row['b']:.3f}",
-            "difference (95 % interval)": estimate(row | {"value": row["difference"]}),
-            "p": "–" if pd.isna(row["p_value"]) else f"{row['p_value']:.3g}",
-        }
-        for row in comparison.to_dict("records")
-    ]
-    return markdown(pd.DataFrame(rows))

@@ -208,9 +208,9 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def library_hash() -> str:
-    """Of the library's source, sub-folders too: results are made again when what makes them changes."""
+    """Of the library's source and data, sub-folders too: results are made again when what makes them changes."""
     folder = Path(e2d_lib.__file__).parent
-    sources = sorted(folder.rglob("*.py"))
+    sources = sorted(p for p in folder.rglob("*.*") if p.is_file() and p.suffix not in (".pyc", ".md"))
     return io.digest(
         [[path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sources]
     )

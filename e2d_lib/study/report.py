@@ -34,7 +34,8 @@ def write(run_dir: str | Path, out: str | Path = "", *, published_dir: str | Pat
     if not chapters:
         raise StudyError(f"no executed chapter in {shown(run)}: e2d run makes them")
     path = resolve(out) if out else run / "report.html"
-    io.write_text(path, _template().render(run=run.name, data=_data(run), provenance=_json(run), chapters=chapters))
+    values = {"run": run.name, "data": _data(run), "provenance": _json(run), "chapters": chapters}
+    io.write_text(path, words.page(Path(__file__).parent / "report.html.jinja", html=True, **values))
     return path
 
 
@@ -134,14 +135,6 @@ def clean(html: str):
 
     html = re.sub(r"<style.*?</style>|</?div[^<>]*>", "", html, flags=re.DOTALL)  # what pandas puts around a table
     return Markup(bleach.clean(html, tags=TAGS.split(), attributes=ATTRIBUTES, protocols=["http", "https", "mailto"]))
-
-
-def _template():
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.jinja")
 
 
 def _copy(folder: Path) -> Path | None:

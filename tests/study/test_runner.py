@@ -188,8 +188,9 @@ def test_a_float_parameter_takes_what_reads_as_one(project, text, value):
     assert parameters["02_double"]["scale"] == value and type(parameters["02_double"]["scale"]) is float
 
 
-def test_a_changed_library_makes_a_chapter_run_again(project, monkeypatch):
-    source = project / "library" / "method" / "ssfl.py"
+@pytest.mark.parametrize("name", ["ssfl.py", "table.yaml"])
+def test_a_changed_library_makes_a_chapter_run_again(project, monkeypatch, name):
+    source = project / "library" / "method" / name
     source.parent.mkdir(parents=True)
     monkeypatch.setattr(e2d_lib, "__file__", str(project / "library" / "__init__.py"))
     chapters, keys = runner.notebooks(), []
