@@ -64,14 +64,19 @@ def require_level(level: float) -> None:
 
 
 def mean_interval(
-    values: ArrayLike, rng: np.random.Generator, *, n_boot: int = 2000, level: float = 0.95
+    values: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    n_boot: int = 2000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
 ) -> tuple[float, float]:
-    """`percentiles` of the mean of values, (n,); NaN of fewer than two."""
+    """`percentiles` of the mean of values, (n,); NaN of fewer than two, or of one of ``groups`` (as of `counts`)."""
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    if len(values if groups is None else np.unique(groups)) < 2:
         return np.nan, np.nan
-    blocks = counts(rng, n_boot, len(values))
-    return percentiles(np.concatenate([block @ values / len(values) for block in blocks]), level)
+    blocks = counts(rng, n_boot, len(values), groups=groups)
+    return percentiles(np.concatenate([block @ values / block.sum(axis=1) for block in blocks]), level)
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

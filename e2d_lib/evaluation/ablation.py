@@ -21,6 +21,7 @@ from e2d_lib.network import experiments, training
 from e2d_lib.network.model import ModelConfig
 from e2d_lib.network.scores import scan_scores
 from e2d_lib.network.slices import ScanSlices
+from e2d_lib.scans.patients import patient_of
 
 SSFL: dict[str, dict[str, Any]] = {
     "both": {},
@@ -76,7 +77,7 @@ class Setting:
 
 class Result(NamedTuple):
     """What a setting gave. scores: one row for each seed, fold, draw of the slices, and scan of the reported fold:
-    seed, fold, draw, scan_id, label, probability. runs: as of `experiments.Outcome`; empty where read from disk."""
+    seed, fold, draw, scan_id, patient, label, probability. runs: `experiments.Outcome`'s; empty if read from disk."""
 
     setting: dict[str, Any]
     scores: pd.DataFrame
@@ -136,7 +137,9 @@ def run(
     scores = scan_scores(predictions, how=setting.aggregation, by=["seed", "fold", "draw", "scan_id"])
     label = cohort.set_index("scan_id")["label"].astype(int)  # a blank scan's label is not the 0 it trained with
     scores["label"] = scores["scan_id"].map(label)
-    return Result(asdict(setting), scores[["seed", "fold", "draw", "scan_id", "label", "probability"]], outcome.runs)
+    scores["patient"] = scores["scan_id"].map(pd.Series(patient_of(cohort), index=cohort["scan_id"]))
+    columns = ["seed", "fold", "draw", "scan_id", "patient", "label", "probability"]
+    return Result(asdict(setting), scores[columns], outcome.runs)
 
 
 def save(result: Result, folder: str | Path) -> None:
@@ -284,12 +287,13 @@ def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         for scores in (one, other)
     ]
     both = tables[0].index.intersection(tables[1].index).sort_values()
-    labels = both.get_level_values("label").to_numpy()
+    labels, first = both.get_level_values("label").to_numpy(), other.drop_duplicates("scan_id")
+    patients = pd.Series(patient_of(first), index=first["scan_id"])[both.get_level_values("scan_id")].to_numpy()
     rows = {}
     for metric in METRICS:
-        if min(labels.sum(), len(labels) - labels.sum()) < 2:
+        if min(len(set(patients[labels == value])) for value in (0, 1)) < 2:
             continue
-        a, b = (multirun.runs(labels, table.loc[both].to_numpy().T, metric) for table in tables)
+        a, b = (multirun.runs(labels, t.loc[both].to_numpy().T, metric, patients=patients) for t in tables)
         paired = tables[0].columns.equals(tables[1].columns)
         found = multirun.test(b - a) if paired else multirun.test(b, a)
         rows[metric] = {**found, "difference_low": found["low"], "difference_high": found["high"]}

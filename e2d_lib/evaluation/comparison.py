@@ -34,7 +34,8 @@ def compare(
     bootstrap), macro_f1 (paired stratified bootstrap; its p-value is the smallest level at which the percentile
     interval leaves 0 out, at least 2 / (n_boot + 1), and so is accuracy's with several runs). Intervals and tests
     cover the choice of scans, not that of seeds. For many comparisons see `metrics.adjust`.
-    ``groups``: (n,), such as the patient: whole groups are resampled, and all three rows are the bootstrap's.
+    ``groups``: (n,), such as the patient: where one has several scans whole groups are resampled, and all three rows
+    are the bootstrap's.
     Equal scores give difference 0 and p = 1. Where no test exists, p is NaN and ``reason`` says why.
     """
     indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series | pd.DataFrame)]
@@ -43,6 +44,7 @@ def compare(
     bootstrap.require_level(level)
     pair = [_each_run(labels, scores, cut, groups) for scores, cut in zip((a, b), thresholds, strict=True)]
     runs = pair[0] + pair[1]
+    groups = runs[0].groups
     contrast = np.repeat([-1 / len(pair[0]), 1 / len(pair[1])], [len(part) for part in pair])
     points = [pd.DataFrame([metrics.points(run, 10) for run in part]).mean() for part in pair]
     equal = {"roc_auc": "scores"} if _equal(pair, "probabilities") else {}

@@ -22,6 +22,7 @@ from e2d_lib.method.ssfl import slice_window
 from e2d_lib.network.features import Features, extract
 from e2d_lib.network.slices import few_shot, stream
 from e2d_lib.progress import bar
+from e2d_lib.scans.patients import classes, patient_of
 
 AXES: dict[str, tuple[Any, ...]] = {
     "method": ("kds", "random", "systematic", "spaced"),
@@ -45,11 +46,12 @@ Head = Literal["scan", "slice"]
 class Data(NamedTuple):
     """Scans to train on and to score, by position among the features' scans.
 
-    features: by crop, of the same scans; labels: (n,) 0 or 1; train, valid: positions.
+    features: by crop, of the same scans; labels: (n,) 0 or 1; patients: (n,), whose; train, valid: positions.
     """
 
     features: Mapping[bool, Features]
     labels: np.ndarray
+    patients: np.ndarray
     train: np.ndarray
     valid: np.ndarray
 
@@ -62,11 +64,11 @@ def data(features: Mapping[bool, Features], cohort: pd.DataFrame, fold: int = 5)
     names = [one.scan_ids for one in features.values()]
     if any(one != names[0] for one in names):
         raise ValueError("features with and without the crop are of other scans; extract both of the same ones")
-    table = cohort.set_index("scan_id").loc[list(names[0])]
+    table = cohort.set_index("scan_id", drop=False).loc[list(names[0])]
     known = table[["label", "fold"]].notna().all(axis=1).to_numpy()
     labels = table["label"].fillna(-1).to_numpy(dtype=np.int64)
     here = table["fold"].eq(fold).fillna(False).to_numpy(dtype=bool)
-    found = Data(features, labels, np.flatnonzero(known & ~here), np.flatnonzero(known & here))
+    found = Data(features, labels, patient_of(table), np.flatnonzero(known & ~here), np.flatnonzero(known & here))
     for side, rows in (("train on", found.train), (f"score in fold {fold}", found.valid)):
         if len(np.unique(labels[rows])) < 2:
             raise ValueError(f"{len(rows)} scans to {side}: both classes are needed")
@@ -133,22 +135,30 @@ def run(
 def _fitted(data: Data, inputs: torch.Tensor, share: float, *, head: Head, seed: int) -> np.ndarray:
     """(replicates, valid) probabilities of one setting."""
     names = [data.features[next(iter(data.features))].scan_ids[row] for row in data.train]
+    train = names, data.labels[data.train], share
+    patients = data.patients[data.train]
     subsets = [
-        data.train[few_shot(names, data.labels[data.train], share, int(stream(seed, "subset", r).integers(2**31)))]
+        data.train[few_shot(*train, int(stream(seed, "subset", r).integers(2**31)), patients=patients)]
         for r in range(len(inputs))
     ]
-    labels = np.stack([data.labels[rows] for rows in subsets])
-    train = torch.stack([part[rows] for part, rows in zip(inputs, subsets, strict=True)])
-    test = inputs[:, data.valid]
-    return (scan_head if head == "scan" else slice_head)(train, labels, test)
+    scores = np.empty((len(inputs), len(data.valid)), np.float32)
+    sizes = np.array([len(rows) for rows in subsets])
+    for size in np.unique(sizes):  # as many patients, but not always as many scans
+        same = np.flatnonzero(sizes == size)
+        rows = np.stack([subsets[r] for r in same])
+        seen, unseen = inputs[torch.from_numpy(same)[:, None], torch.from_numpy(rows)], inputs[same][:, data.valid]
+        fit = scan_head if head == "scan" else slice_head
+        scores[same] = fit(seen, data.labels[rows], unseen, data.patients[rows])
+    return scores
 
 
-def scan_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor) -> np.ndarray:
-    """L2-penalised logistic regressions, many at once: (R, m, d), (R, m), (R, k, d) -> (R, k) float32 probabilities.
+def scan_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor, patients: np.ndarray) -> np.ndarray:
+    """L2-penalised logistic regressions, many at once: (R, m, d), (R, m), (R, k, d), (R, m) -> (R, k) float32
+    probabilities.
 
     Features are standardised by the training scans. Few scans have many features, so the fit is in the scans' kernel,
     where it is the same (Rasmussen & Williams, Gaussian Processes for Machine Learning, MIT Press 2006, algorithm 3.1,
-    Newton steps). The penalty has the least log loss over stratified inner folds, of `PENALTIES`.
+    Newton steps). The penalty has the least log loss over stratified inner folds of patients, of `PENALTIES`.
     """
     centre = train.mean(1, keepdim=True)
     spread = train.std(1, keepdim=True, correction=0)
@@ -157,16 +167,21 @@ def scan_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor) -> np
     scale = train.square().sum(2).mean(1)[:, None, None]
     kernel, cross = (part @ train.mT / scale for part in (train, test))
     y = torch.from_numpy(labels).float()
-    penalty = _penalty(kernel, y, _inner_folds(labels))
+    penalty = _penalty(kernel, y, _inner_folds(labels, patients))
     kernel, cross, y = kernel.double(), cross.double(), y.double()
     dual = _newton(_with_intercept(kernel, penalty), y, torch.ones_like(y))
     return torch.sigmoid((_with_intercept(cross, penalty) @ dual[..., None])[..., 0]).float().numpy()
 
 
-def _inner_folds(labels: np.ndarray, n_folds: int = 5) -> np.ndarray:
-    """(R, m) labels -> (R, m) folds: each class dealt out in turn; fewer than `n_folds` of a class, one scan a fold."""
-    place = np.where(labels == 1, np.cumsum(labels == 1, axis=1), np.cumsum(labels == 0, axis=1)) - 1
-    return place % max(1, min(n_folds, int((labels == 1).sum(1).min()), int((labels == 0).sum(1).min())))
+def _inner_folds(labels: np.ndarray, patients: np.ndarray, n_folds: int = 5) -> np.ndarray:
+    """(R, m) labels, patients -> (R, m) folds: each class's patients dealt out in turn; where a class has fewer than
+    `n_folds`, one patient a fold."""
+    places, fewest = np.empty(labels.shape, np.int64), n_folds
+    for row, own, whose in zip(places, labels, patients, strict=True):
+        of, found = classes(whose, own)
+        turn = np.where(found == 1, np.cumsum(found == 1), np.cumsum(found == 0)) - 1
+        row[:], fewest = turn[of], min(fewest, int((found == 1).sum()), int((found == 0).sum()))
+    return places % max(1, fewest)
 
 
 def _penalty(kernel: torch.Tensor, y: torch.Tensor, folds: np.ndarray) -> torch.Tensor:
@@ -207,15 +222,14 @@ def _newton(kernel: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, steps:
     return dual
 
 
-def slice_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor) -> np.ndarray:
-    """As `scan_head`, on slices: (R, m, s, d), (R, m), (R, k, s, d) -> (R, k), the mean of a scan's probabilities.
-
-    By scikit-learn; the inner folds hold whole scans.
+def slice_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor, patients: np.ndarray) -> np.ndarray:
+    """As `scan_head`, on slices: (R, m, s, d), (R, m), (R, k, s, d), (R, m) -> (R, k), the mean of a scan's
+    probabilities. By scikit-learn.
     """
     from sklearn.linear_model import LogisticRegression
 
     scores = np.empty(test.shape[:2], np.float32)
-    for r, folds in enumerate(_inner_folds(labels, 3)):
+    for r, folds in enumerate(_inner_folds(labels, patients, 3)):
         centre, spread = train[r].mean((0, 1)), train[r].std((0, 1), correction=0)
         spread = spread + spread.mean() * 0.1 + 1e-12
         x, unseen = (((part[r] - centre) / spread).numpy() for part in (train, test))
@@ -238,12 +252,13 @@ def slice_head(train: torch.Tensor, labels: np.ndarray, test: torch.Tensor) -> n
 
 
 class Tier(NamedTuple):
-    """What `study` gave. settings: one a row; labels: (valid,); scores: (settings, replicates, valid)."""
+    """What `study` gave. settings: one a row; labels, patients: (valid,); scores: (settings, replicates, valid)."""
 
     settings: pd.DataFrame
     labels: np.ndarray
     scores: np.ndarray
     about: dict[str, Any]
+    patients: np.ndarray | None = None
 
 
 def study(
@@ -271,7 +286,8 @@ def study(
         found[crop] = extract(done, list(cohort.loc[cohort["label"].notna(), "scan_id"]), **network)
     scans, table = data(found, cohort, fold), settings(axes)
     scores = run(scans, table, head=head, replicates=replicates, seed=seed)
-    return Tier(table, scans.labels[scans.valid], scores, found[axes["crop"][0]].about)
+    about = found[axes["crop"][0]].about
+    return Tier(table, scans.labels[scans.valid], scores, about, scans.patients[scans.valid])
 
 
 def summary(tier: Tier) -> pd.DataFrame:
@@ -294,7 +310,7 @@ def effects(tiers: Sequence[Tier]) -> pd.DataFrame:
     """
     table = tiers[0].settings
     measured = {
-        metric: [[multirun.runs(tier.labels, scores, metric) for scores in tier.scores] for tier in tiers]
+        metric: [[multirun.runs(tier.labels, s, metric, patients=tier.patients) for s in tier.scores] for tier in tiers]
         for metric in multirun.METRICS
     }
     first, rows = table.iloc[0], []

@@ -113,7 +113,7 @@ def pooled(
     n_boot: int = 2000,
     level: float = 0.95,
     bins: int = 10,
-    groups: str | None = None,
+    groups: str | None = "patient",
 ) -> pd.DataFrame:
     """Out-of-fold predictions of all folds together, with intervals, beside the spread between runs.
 
@@ -126,8 +126,9 @@ def pooled(
       above all negatives its variance is 0 and would claim certainty; then an exact bound: min(positives, negatives)
       disjoint pairs, all rightly ordered, are that many independent successes (Clopper-Pearson).
     - Sensitivity, specificity, accuracy of one seed: Clopper-Pearson over scans.
-    - Others, and all of them under ``weights`` or ``groups`` (the column of what is resampled whole, such as the
-      patient): percentiles of ``n_boot`` resamples of scans, drawn within each class.
+    - Others, and all of them under ``weights``, or where a patient has several scans (``groups`` is the column of what
+      is resampled whole; a table need not have the patient's): percentiles of ``n_boot`` resamples, drawn within each
+      class.
     - ECE has none: resampling adds to it the bias that it already has.
 
     Where no honest value or interval exists (class absent, one scan of a class, equal replicates, constant scores), it
@@ -139,6 +140,7 @@ def pooled(
     if runs.empty:
         raise ValueError("no runs: the table of predictions is empty")
     _run_keys(runs)
+    groups = None if groups == "patient" and groups not in runs else groups
     seeds = [("", runs)] if "seed" not in runs else list(runs.groupby("seed", sort=True))
     parts = []
     for seed, part in seeds:
@@ -274,6 +276,7 @@ def checked(labels: Any, probabilities: Any, threshold: Any, weights: Any, group
         raise ValueError(f"groups must name the group of each of {len(labels)} scans")
     kept = weights > 0
     groups = None if groups is None else groups[kept]
+    groups = None if groups is None or len(set(groups)) == len(groups) else groups  # one of each: no groups
     return Scored(labels[kept], probabilities[kept], decisions[kept], weights[kept], groups)
 
 

@@ -1,7 +1,7 @@
 """What chapter 5 looks at: scan scores at two thresholds, aggregations, paired runs, groups, the worst errors.
 
-A table of scan scores here has one row a scan and run: fraction, seed, fold, scan_id, label, source, probability, and
-``chosen``, the threshold that the run's own training folds chose (NaN where they chose none).
+A table of scan scores here has one row a scan and run: fraction, seed, fold, scan_id, label, source, patient,
+probability, and ``chosen``, the threshold that the run's own training folds chose (NaN where they chose none).
 Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
 """
 
@@ -14,6 +14,7 @@ import pandas as pd
 from e2d_lib.evaluation import comparison, metrics
 from e2d_lib.network.scores import Aggregation
 from e2d_lib.network.scores import scan_scores as slice_scores
+from e2d_lib.scans.patients import patient_of
 
 RUN = ["fraction", "seed", "fold"]
 AGGREGATIONS = get_args(Aggregation)
@@ -58,7 +59,8 @@ def scan_scores(
     valid = predictions[predictions["part"] == "valid"]
     scores = slice_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
     cuts = thresholds(predictions, how=how, k=k).rename(columns={"threshold": CHOSEN})
-    return scores.merge(cohort[["scan_id", "source"]], on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
+    known = cohort[["scan_id", "source"]].assign(patient=patient_of(cohort))
+    return scores.merge(known, on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:
@@ -67,8 +69,8 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_over_seeds(scores: pd.DataFrame) -> pd.DataFrame:
-    """One row a scan (scan_id, label, source, fold, probability, chosen): the means of the seeds'."""
-    columns = ["scan_id", "label", "source", "fold"]
+    """One row a scan (scan_id, label, source, fold, patient, probability, chosen): the means of the seeds'."""
+    columns = ["scan_id", "label", "source", "fold", "patient"]
     return scores.groupby(columns, as_index=False, sort=True)[["probability", CHOSEN]].mean()
 
 
@@ -159,6 +161,7 @@ def paired(
     DeLong for AUC, exact McNemar for the decisions (of one seed), paired bootstrap for the rest; all but AUC also at
     the chosen thresholds where both have them. Raises EvaluationError where the tables have other scans or labels.
     """
+    patients = a.drop_duplicates("scan_id").sort_values("scan_id")["patient"]
     by_seed = [scores.pivot(index=["scan_id", "label"], columns="seed").sort_index() for scores in (a, b)]
     (scans_a, labels_a), (scans_b, labels_b) = (
         (table.index.get_level_values("scan_id"), table.index.get_level_values("label")) for table in by_seed
@@ -171,13 +174,12 @@ def paired(
     if (other := labels_a != labels_b).any():
         raise EvaluationError(f"two runs of other labels: {scans_a[other][0]} is {labels_a[other][0]} in the first")
     scores = labels_a, *(table["probability"].to_numpy() for table in by_seed)
-    tests = comparison.compare(
-        *scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), n_boot=n_boot
-    )
+    how = {"n_boot": n_boot, "groups": patients}
+    tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), **how)
     tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
     if has_chosen(a) and has_chosen(b):
         cuts = tuple(table[CHOSEN].to_numpy() for table in by_seed)
-        tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, n_boot=n_boot)
+        tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, **how)
         tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
     return _first(["at"], pd.concat(tables, ignore_index=True))
 

@@ -12,11 +12,13 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
 from e2d_lib.network import features as frozen
 from e2d_lib.network.model import E2D
 from e2d_lib.network.slices import ScanSlices
 from e2d_lib.progress import bar
+from e2d_lib.scans.patients import classes, patient_of
 
 Head = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(m, d) features, (m,) labels, (k, d) features -> (k,) probabilities."""
@@ -71,16 +73,18 @@ def scores(
     features: np.ndarray, scans: pd.DataFrame, head: Head, *, designs: Sequence[str] = tuple(DESIGNS), n_folds: int = 5,
     weigh: Callable[[pd.DataFrame], np.ndarray] | None = None, extra: np.ndarray | None = None, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
-    """Every scan's probability in each design and replicate: design, replicate, scan_id, source, label, probability,
-    carried, anew (two thresholds).
+    """Every scan's probability in each design and replicate: design, replicate, scan_id, source, label, patient,
+    probability, carried, anew (two thresholds).
 
-    features: (replicates, n, d), one set of draws a replicate; scans: n rows of scan_id, source and label. Folds are
-    drawn anew for each replicate. carried: the threshold of greatest macro F1 on the training scans, each predicted by
-    a head that had not seen it. anew: the same on the source's other scans, from their own predictions. weigh: of the
-    training scans, how often each is taken (whole numbers). extra: (replicates, n, d), other features of the training
-    scans, which join them (augmentation). Sources of one class are predicted, never trained on by themselves.
+    features: (replicates, n, d), one set of draws a replicate; scans: n rows of scan_id, source and label. Folds, of
+    patients, are drawn anew for each replicate. carried: the threshold of greatest macro F1 on the training scans, each
+    predicted by a head that had not seen it. anew: the same on the source's other scans, from their own predictions.
+    weigh: of the training scans, how often each is taken (whole numbers). extra: (replicates, n, d), other features of
+    the training scans, which join them (augmentation). Sources of one class are predicted, never trained on by
+    themselves.
     """
     labels, sources = scans["label"].to_numpy(dtype=np.int64), scans["source"].to_numpy(dtype=object)
+    patients = patient_of(scans)
     tables = []
     with bar(total=len(features) * len(designs), desc="sources", unit="part") as progress:
         for replicate, x in enumerate(features):
@@ -95,19 +99,22 @@ def scores(
 
             for name in designs:
                 probability, carried = np.full(len(labels), np.nan), np.full(len(labels), 0.5)
-                for train, test in _parts(name, labels, sources, n_folds, seed + replicate):
+                for train, test in _parts(name, labels, sources, patients, n_folds, seed + replicate):
                     probability[test] = fitted(train, test)
-                    inner = _crossed(labels[train], n_folds, seed, lambda a, b, t=train: fitted(t[a], t[b]))
+                    inner = _crossed(
+                        labels[train], patients[train], n_folds, seed, lambda a, b, t=train: fitted(t[a], t[b])
+                    )
                     carried[test] = 0.5 if inner is None else metrics.best_threshold(labels[train], inner)
-                table = scans[["scan_id", "source", "label"]].assign(
-                    design=name, replicate=replicate, probability=probability, carried=carried
-                )
+                about = {"design": name, "replicate": replicate, "patient": patients}
+                table = scans[["scan_id", "source", "label"]].assign(**about, probability=probability, carried=carried)
                 tables.append(table.assign(anew=_anew(table, n_folds, seed)).dropna(subset="probability"))
                 progress.update()
     return pd.concat(tables, ignore_index=True)
 
 
-def _parts(design: str, labels: np.ndarray, sources: np.ndarray, n_folds: int, seed: int) -> Iterator[tuple]:
+def _parts(
+    design: str, labels: np.ndarray, sources: np.ndarray, patients: np.ndarray, n_folds: int, seed: int
+) -> Iterator[tuple]:
     """Rows to train on and rows to predict, of each fit."""
     groups = [np.flatnonzero(sources == source) for source in sorted(set(sources))]
     if design == "left out":
@@ -117,24 +124,30 @@ def _parts(design: str, labels: np.ndarray, sources: np.ndarray, n_folds: int, s
         return
     for group in [np.arange(len(labels))] if design == "mixed" else groups:
         strata = np.unique([f"{sources[row]} {labels[row]}" for row in group], return_inverse=True)[1]
-        yield from ((group[a], group[b]) for a, b in _folds(labels[group], n_folds, seed, strata))
+        yield from ((group[a], group[b]) for a, b in _folds(labels[group], patients[group], n_folds, seed, strata))
 
 
-def _folds(labels: np.ndarray, n_folds: int, seed: int, strata: np.ndarray | None = None) -> Iterator[tuple]:
-    """Rows within and without, of stratified folds; fewer of them where a class has fewer scans, none where it has one.
+def _folds(
+    labels: np.ndarray, patients: np.ndarray, n_folds: int, seed: int, strata: np.ndarray | None = None
+) -> Iterator[tuple]:
+    """Rows within and without, of stratified folds of patients; fewer of them where a class has fewer patients, none
+    where it has one.
 
-    strata: to balance too, where each has a scan for every fold.
+    strata: to balance too, where each has a patient for every fold.
     """
-    folds = min(n_folds, np.bincount(labels, minlength=2).min())
+    of, known = classes(patients, labels)
+    folds = min(n_folds, np.bincount(known, minlength=2).min())
     if folds > 1:
+        strata = None if strata is None else strata[np.unique(of, return_index=True)[1]]
         within = strata is not None and np.bincount(strata).min() >= folds
-        yield from StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, strata if within else labels)
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(known, strata if within else known)
+        yield from ([np.flatnonzero(np.isin(of, side)) for side in part] for part in parts)
 
 
-def _crossed(labels: np.ndarray, n_folds: int, seed: int, predict: Callable) -> np.ndarray | None:
-    """Each scan's probability by a fit without it; None where a class has a single scan."""
+def _crossed(labels: np.ndarray, patients: np.ndarray, n_folds: int, seed: int, predict: Callable) -> np.ndarray | None:
+    """Each scan's probability by a fit without its patient; None where a class has a single one."""
     found = np.full(len(labels), np.nan)
-    for a, b in _folds(labels, n_folds, seed):
+    for a, b in _folds(labels, patients, n_folds, seed):
         found[b] = predict(a, b)
     return None if np.isnan(found).any() else found
 
@@ -144,7 +157,7 @@ def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     found = pd.Series(0.5, index=table.index)
     for _, own in table.dropna(subset="probability").groupby("source"):
         y, p = own["label"].to_numpy(dtype=np.int64), own["probability"].to_numpy()
-        for a, b in _folds(y, n_folds, seed):
+        for a, b in _folds(y, patient_of(own), n_folds, seed):
             found.loc[own.index[b]] = metrics.best_threshold(y[a], p[a])
     return found.to_numpy()
 
@@ -217,24 +230,30 @@ def _class_f1(positive: pd.Series, called: pd.Series) -> list[float]:
 def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rng: np.random.Generator) -> dict:
     """Mean over sources of ROC AUC, first less second, on the same scans: difference, low, high (95 %), p_value.
 
-    Both replicates and scans are drawn again: replicates whole and R - 1 of R, which makes their part of the variance
-    unbiased; scans within class and source. One replicate: the interval is over scans alone. Sources of one class have
-    no part. Raises ValueError where no source has both classes.
+    Both replicates and patients are drawn again: replicates whole and R - 1 of R, which makes their part of the
+    variance unbiased; patients within class and source. One replicate: the interval is over patients alone. Sources of
+    one class have no part. Raises ValueError where no source has both classes.
     """
     wins = [_wins(table) for table in (first, second)]
-    contrasts = [wins[0][source] - wins[1][source] for source in wins[0] if source in wins[1]]
+    contrasts = {source: wins[0][source] - wins[1][source] for source in wins[0] if source in wins[1]}
     if not contrasts:
         raise ValueError("no source has both classes")
-    replicates = len(contrasts[0])
+    replicates = first["replicate"].nunique()
     taken = max(1, replicates - 1)
     weights = rng.multinomial(taken, np.full(replicates, 1 / replicates), n_boot) / taken
     drawn = np.zeros(n_boot)
-    for contrast in contrasts:
-        positive, negative = (rng.multinomial(n, np.full(n, 1 / n), n_boot) / n for n in contrast.shape[1:])
+    scans = first.drop_duplicates("scan_id").sort_values("scan_id")
+    for source, contrast in contrasts.items():
+        counts = []
+        for label in (1, 0):
+            patients = patient_of(scans[(scans["source"] == source) & (scans["label"] == label)])
+            blocks = bootstrap.counts(rng, n_boot, len(patients), groups=patients)
+            counts.append(np.concatenate([block / block.sum(axis=1, keepdims=True) for block in blocks]))
+        positive, negative = counts
         drawn += np.einsum("br,bp,rpn,bn->b", weights, positive, contrast, negative, optimize=True) / len(contrasts)
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = max(min((drawn <= 0).mean(), (drawn >= 0).mean()), 1 / n_boot)
-    value = float(np.mean([contrast.mean() for contrast in contrasts]))
+    value = float(np.mean([contrast.mean() for contrast in contrasts.values()]))
     return {"difference": value, "low": float(low), "high": float(high), "p_value": min(1.0, 2 * float(tail))}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib import bootstrap
+from e2d_lib.scans.patients import patient_of
 
 DECIMALS = {
     "area_before_k": 2,
@@ -123,8 +124,8 @@ def reduction_table(
 
     ``rounding`` "published" cuts off as the paper does and gives no more. None keeps full precision and adds n_scans
     (with a window), n_slices, total_delta (mean over scans of `total_reduction`) and, with ``ci``, ``…_low`` and
-    ``…_high`` of each Δ: percentiles of ``n_boot`` resamples of whole scans within each split and class, since the
-    slices of a scan are not independent. A row of fewer than 2 scans has NaN there.
+    ``…_high`` of each Δ: percentiles of ``n_boot`` resamples of whole patients within each split and class, since the
+    slices of a scan, and the scans of a patient, are not independent. A row of fewer than 2 scans has NaN there.
     Raises ValueError for missing columns, scans that the cohort lacks, or ``ci`` without ``rng``.
     """
     if rounding not in ("published", None):
@@ -139,7 +140,11 @@ def reduction_table(
     members = {key: sums.loc[part["scan_id"]].to_numpy() for key, part in strata}
     resampled = {}
     if ci and rounding is None:
-        drawn = {key: bootstrap.counts(rng, n_boot, len(v), strata=np.zeros(len(v))) for key, v in members.items()}
+        patients = {key: patient_of(part) for key, part in strata}
+        drawn = {
+            key: bootstrap.counts(rng, n_boot, len(v), strata=np.zeros(len(v)), groups=patients[key])
+            for key, v in members.items()
+        }
         resampled = {key: np.concatenate([n @ members[key] for n in blocks]) for key, blocks in drawn.items()}
 
     table = []

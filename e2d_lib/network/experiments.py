@@ -67,7 +67,7 @@ def parts(slices: ScanSlices, cohort: pd.DataFrame, job: Job) -> tuple[ScanSlice
         known = sorted(int(f) for f in fold.dropna().unique())
         raise training.TrainingError(f"no scans in fold {job.fold}; this cohort has folds {known}")
     others = slices.subset(np.flatnonzero(fold.notna().to_numpy() & ~here))
-    chosen = few_shot(others.scan_ids, others.labels, job.fraction, job.seed)
+    chosen = few_shot(others.scan_ids, others.labels, job.fraction, job.seed, patients=others.patients)
     return others.subset(chosen), slices.subset(np.flatnonzero(here))
 
 

@@ -19,6 +19,7 @@ from e2d_lib.method import kds
 from e2d_lib.network.device import free
 from e2d_lib.network.recipe import Recipe
 from e2d_lib.progress import bar
+from e2d_lib.scans.patients import classes, patient_of
 
 if TYPE_CHECKING:
     from e2d_lib.method.preprocess import Preprocessed
@@ -38,10 +39,11 @@ class DatasetError(ValueError):
 class ScanSlices:
     """The windows of some scans. Subsets (folds, few-shot fractions) share the pixels.
 
-    scan_ids: n names; labels: (n,) int64, 1 COVID, 0 not, -1 unknown; n_slices: (n,) int64, slices of the whole scan
-    (the released code's weight of a scan); starts, widths: (n,) int64, scan i's window is the flat range
-    ``[starts[i], starts[i] + widths[i])``; areas: one (width,) int array a scan, pixels; size: side of a slice, pixels;
-    pixels: (total, size, size) uint8 tensor, or where that does not fit the memory-mapped arrays one after another.
+    scan_ids: n names; patients: (n,) str, whose; labels: (n,) int64, 1 COVID, 0 not, -1 unknown; n_slices: (n,) int64,
+    slices of the whole scan (the released code's weight of a scan); starts, widths: (n,) int64, scan i's window is the
+    flat range ``[starts[i], starts[i] + widths[i])``; areas: one (width,) int array a scan, pixels; size: side of a
+    slice, pixels; pixels: (total, size, size) uint8 tensor, or where that does not fit the memory-mapped arrays one
+    after another.
     """
 
     scan_ids: tuple[str, ...]
@@ -52,6 +54,7 @@ class ScanSlices:
     areas: tuple[np.ndarray, ...]
     size: int
     pixels: torch.Tensor | tuple[np.ndarray, ...]
+    patients: np.ndarray
 
     @classmethod
     def from_arrays(
@@ -62,13 +65,14 @@ class ScanSlices:
         scan_ids: Sequence[str],
         *,
         n_slices: Sequence[int] | None = None,
+        patients: Sequence[str] | None = None,
         device: str | torch.device = "cpu",
         resident: bool | Literal["auto"] = "auto",
     ) -> "ScanSlices":
         """From one (width, S, S) uint8 array a scan (a memmap is fine) and the lung area of each slice.
 
-        n_slices defaults to the widths. resident: keep the pixels on the device; "auto" does so where they take at most
-        60 % of the memory that is free there.
+        n_slices defaults to the widths, patients to one a scan. resident: keep the pixels on the device; "auto" does so
+        where they take at most 60 % of the memory that is free there.
         Raises DatasetError when lengths, shapes or dtypes disagree.
         """
         counts = {"arrays": len(arrays), "areas": len(areas), "labels": len(labels), "scan_ids": len(scan_ids)}
@@ -95,6 +99,7 @@ class ScanSlices:
             areas=tuple(np.asarray(curve) for curve in areas),
             size=size,
             pixels=_to_device(arrays, widths, size, torch.device(device)) if resident else tuple(arrays),
+            patients=np.asarray(scan_ids if patients is None else patients, dtype=object),
         )
 
     @classmethod
@@ -106,7 +111,7 @@ class ScanSlices:
         device: str | torch.device = "cpu",
         resident: bool | Literal["auto"] = "auto",
     ) -> "ScanSlices":
-        """The scans of ``cohort_rows`` (scan_id, label) out of the preprocessing cache.
+        """The scans of ``cohort_rows`` (scan_id, label, patient) out of the preprocessing cache.
 
         Scans that preprocessing excluded are left out; ``pre.scans`` says which and why.
         """
@@ -123,6 +128,7 @@ class ScanSlices:
             list(rows["label"]) if "label" in rows else [None] * len(rows),
             names,
             n_slices=scans.loc[names, "n_slices"].to_numpy(dtype=np.int64),
+            patients=patient_of(rows),
             device=device,
             resident=resident,
         )
@@ -138,7 +144,7 @@ class ScanSlices:
             self,
             scan_ids=tuple(self.scan_ids[row] for row in rows),
             areas=tuple(self.areas[row] for row in rows),
-            **{name: getattr(self, name)[rows] for name in ("labels", "n_slices", "starts", "widths")},
+            **{name: getattr(self, name)[rows] for name in ("labels", "n_slices", "starts", "widths", "patients")},
         )
 
     def gather(self, flat: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -215,24 +221,35 @@ def draw(
     return np.concatenate([drawn, np.full(n_samples - len(drawn), BLANK)])
 
 
-def few_shot(scan_ids: Sequence[str], labels: Sequence[int], fraction: float, seed: int = 0) -> np.ndarray:
-    """Sorted positions of a stratified share of the scans: ceil(fraction · n) of each class, in (0, 1].
+def few_shot(
+    scan_ids: Sequence[str],
+    labels: Sequence[int],
+    fraction: float,
+    seed: int = 0,
+    *,
+    patients: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Sorted positions of a stratified share of the patients: ceil(fraction · n) of each class, in (0, 1].
 
-    Nested: for one seed the 1 % lies inside the 3 %, and so on. Independent of the order of the scans.
+    A patient comes with all scans; without ``patients`` each scan is one's. Nested: for one seed the 1 % lies inside
+    the 3 %, and so on. Independent of the order of the scans.
 
-    >>> few_shot(["a", "b", "c", "d"], [0, 0, 1, 1], 0.5).size
-    2
+    >>> few_shot(["a", "b", "c", "d", "e"], [0, 0, 1, 1, 1], 0.5, patients=["p", "q", "r", "r", "r"])
+    array([0, 2, 3, 4])
     """
     if not 0 < fraction <= 1:
         raise DatasetError(f"a fraction of the scans lies in (0, 1], got {fraction}")
-    labels = np.asarray(labels)
+    rows = np.array(sorted(range(len(scan_ids)), key=lambda row: scan_ids[row]), dtype=np.int64)
+    of, found = classes(
+        np.asarray(scan_ids if patients is None else patients, dtype=object)[rows], np.asarray(labels)[rows]
+    )
     chosen: list[int] = []
-    for label in np.unique(labels):
-        members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda row: scan_ids[row])
+    for label in np.unique(found):
+        members = np.flatnonzero(found == label)
         order = stream(seed, "few-shot", int(label) + 1).permutation(len(members))
-        # 1e-9: 0.07 * 100 is 7.000000000000001, and must not become 8 scans.
-        chosen += [members[k] for k in order[: math.ceil(fraction * len(members) - 1e-9)]]
-    return np.sort(np.array(chosen, dtype=np.int64))
+        # 1e-9: 0.07 * 100 is 7.000000000000001, and must not become 8 patients.
+        chosen += members[order[: math.ceil(fraction * len(members) - 1e-9)]].tolist()
+    return np.sort(rows[np.isin(of, chosen)])
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:

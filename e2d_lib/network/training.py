@@ -133,7 +133,7 @@ def fit(
 
 
 def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[str, ScanSlices]:
-    """``train``, ``valid`` where there is one, and ``inner``: the training scans held out, if the recipe asks for it.
+    """``train``, ``valid`` where there is one, and ``inner``: training patients held out, if the recipe asks for it.
 
     Raises TrainingError where a class is missing, or there is nothing to select an epoch by.
     """
@@ -143,7 +143,7 @@ def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[s
         check_classes(valid, "validation fold")
         parts["valid"] = valid
     if recipe.select == "inner":
-        held = few_shot(train.scan_ids, train.labels, recipe.inner_fraction, recipe.seed)
+        held = few_shot(train.scan_ids, train.labels, recipe.inner_fraction, recipe.seed, patients=train.patients)
         parts |= {"train": train.subset(np.setdiff1d(np.arange(len(train)), held)), "inner": train.subset(held)}
         check_classes(parts["train"], "training set without its inner split (use select='last')")
     if recipe.select == "reported_fold" and valid is None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from e2d_lib.scans.dicom import dicom_scans, series_at
@@ -25,7 +26,17 @@ from e2d_lib.scans.formats import (
     split_series,
     strangers,
 )
-from e2d_lib.scans.patients import CohortError, Found, Note, one_of_each_study, refuse_leaks, same_bytes, with_patients
+from e2d_lib.scans.patients import (
+    CohortError,
+    Found,
+    Note,
+    classes,
+    one_of_each_study,
+    patient_of,
+    refuse_leaks,
+    same_bytes,
+    with_patients,
+)
 
 COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format", "patient")
 SPLITS = {
@@ -119,18 +130,17 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
     if given.any() or not len(train):
         return cohort
     train = sorted(train, key=lambda i: natural_key(cohort.at[i, "scan_id"]))
-    patient = cohort.loc[train, "patient" if "patient" in cohort else "scan_id"]
-    labels = cohort.loc[train, "label"].astype(int).groupby(patient.to_numpy(), sort=False).max()
+    of, labels = classes(patient_of(cohort.loc[train]), cohort.loc[train, "label"].astype(int))
     counts = {name: int((labels == label).sum()) for name, label in (("positive", 1), ("negative", 0))}
     if min(counts.values()) < n_folds:
         few = ", ".join(f"{n} {name}" for name, n in counts.items())
-        unit = "scans" if patient.is_unique else "patients"
+        unit = "scans" if len(labels) == len(train) else "patients"
         raise CohortError(f"{n_folds} stratified folds need {n_folds} train {unit} of each class, got {few}")
     from sklearn.model_selection import StratifiedKFold  # not needed to preprocess
 
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for number, (_, members) in enumerate(folds.split(labels, labels), start=1):
-        cohort.loc[patient.index[patient.isin(labels.index[members])], "fold"] = number
+        cohort.loc[np.array(train)[np.isin(of, members)], "fold"] = number
     return cohort
 
 

@@ -3,8 +3,11 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
 
 from e2d_lib.scans.dicom import Series
 from e2d_lib.scans.findings import Reason
@@ -30,6 +33,23 @@ class Found(NamedTuple):
     label: int | None = None
     unit: str = ""  # the layout's scan; elsewhere the folder
     patient: str = ""
+
+
+def patient_of(cohort: pd.DataFrame) -> np.ndarray:
+    """(n,) the patient of each row; the scan's id where the table does not say, so that each scan is one patient's."""
+    own = cohort["scan_id"].to_numpy(dtype=object)
+    return cohort["patient"].fillna(cohort["scan_id"]).to_numpy(dtype=object) if "patient" in cohort else own
+
+
+def classes(patients: Sequence[str], labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) scans -> (n,) number of each one's patient, in the order in which they come; (patients,) its class, the
+    largest of its scans' labels.
+
+    >>> classes(["b", "a", "b"], [0, 0, 1])
+    (array([0, 1, 0]), array([1, 0]))
+    """
+    of, _ = pd.factorize(np.asarray(patients, dtype=object))
+    return of, pd.Series(np.asarray(labels)).groupby(of).max().to_numpy()
 
 
 def with_patients(found: list[Found]) -> list[Found]:

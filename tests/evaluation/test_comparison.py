@@ -108,7 +108,7 @@ class TestCompare:
                 rng=np.random.default_rng(1),
                 groups=np.repeat(np.arange(len(a)), n),
             ).drop(columns="n")
-            for n in (1, 3)
+            for n in (2, 5)
         )
         pd.testing.assert_frame_equal(once, many)
         assert set(once.method) == {"paired bootstrap"}

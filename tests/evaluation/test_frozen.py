@@ -50,7 +50,7 @@ def test_the_scan_head_is_scikit_learns_logistic_regression(penalty, monkeypatch
     labels = np.tile([0, 1, 1, 0], (3, 10))
     train = torch.randn(3, 40, 70, generator=generator) + torch.from_numpy(labels)[..., None] * 0.2
     test = torch.randn(3, 9, 70, generator=generator)
-    found = frozen.scan_head(train, labels, test)
+    found = frozen.scan_head(train, labels, test, np.tile(np.arange(40), (3, 1)))
     for r in range(3):
         x = train[r].double().numpy()
         centre, spread = x.mean(0), x.std(0) + 0.1 * x.std(0).mean()
@@ -78,7 +78,7 @@ def test_the_penalty_is_the_one_with_the_least_loss_on_scans_left_out():
     generator = torch.Generator().manual_seed(2)
     labels = np.tile([0, 1], (1, 20))
     y = torch.from_numpy(labels).float()
-    folds = frozen._inner_folds(labels)
+    folds = frozen._inner_folds(labels, np.arange(40)[None])
     assert np.bincount(folds[0]).tolist() == [8] * 5 and all(labels[0][folds[0] == k].sum() == 4 for k in range(5))
     noise = torch.randn(1, 40, 30, generator=generator)
     assert frozen._penalty(noise @ noise.mT / 30, y, folds).item() <= 1

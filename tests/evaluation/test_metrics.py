@@ -33,7 +33,7 @@ def evaluate(labels, scores, **options):
     table = pd.DataFrame({"label": labels, "probability": scores}).assign(fold=1)
     table["scan_id"] = [f"{i:06d}" for i in range(len(table))]
     for name in ("weights", "groups"):
-        if name in options:
+        if options.get(name) is not None:
             table[name] = options[name]
             options[name] = name
     return metrics.pooled(table, **options)[["metric", "value", "low", "high", "n", "method", "reason"]]
@@ -461,18 +461,19 @@ class TestPooled:
     def test_patients_of_equal_scans_count_once(self, rng):
         """Every scan four times over under one patient: as sure as of the scans once, and not twice as sure."""
         labels, scores = scans(rng, 90)
-        repeated = np.repeat(labels, 4), np.repeat(scores, 4)
-        once, many, alone = (
-            evaluate(*data, rng=np.random.default_rng(2), n_boot=1500, groups=np.repeat(np.arange(90), n)).assign(n=0)
-            for data, n in (((labels, scores), 1), (repeated, 4), ((labels, scores), 1))
+        plain, twice, many, blind = (
+            evaluate(
+                np.repeat(labels, n), np.repeat(scores, n), rng=np.random.default_rng(2), n_boot=1500, groups=groups
+            ).assign(n=0)
+            for n, groups in [(n, np.repeat(np.arange(90), n)) for n in (1, 2, 4)] + [(4, None)]
         )
-        pd.testing.assert_frame_equal(once, many)
-        pd.testing.assert_frame_equal(once, alone)
-        drawn = once[once.metric != "ece"]
+        pd.testing.assert_frame_equal(twice, many)
+        drawn = many[many.metric != "ece"]
         assert set(drawn.method) == {"stratified bootstrap of groups"}
-        blind = evaluate(*repeated, rng=np.random.default_rng(2), n_boot=1500)
         width = (drawn.high - drawn.low) / (blind.high - blind.low)[drawn.index]
         assert width.between(1.5, 2.6).all()  # the root of 4
+        alone = evaluate(labels, scores, rng=np.random.default_rng(2), n_boot=1500)
+        pd.testing.assert_frame_equal(plain, alone.assign(n=0))  # one scan a patient: no groups
 
     def test_one_patient_of_a_class_has_no_interval(self, rng):
         table = evaluate([0, 0, 0, 1, 1], [0.1, 0.4, 0.6, 0.7, 0.3], rng=rng, groups=["a", "b", "c", "d", "d"])
