@@ -1,19 +1,22 @@
 """What every check of the audit takes and gives; the checks are in `table`, `slices`, `scores` and `follow_up`.
 
 A check takes `Inputs` and gives whether the register's statement holds (None where it cannot be decided), what was
-found in words, and its effects on the cohort, if there is one. The published tables are data; nothing is read from
-the released code.
+found in words (the sentences are ``found.yaml``), and its effects on the cohort, if there is one. The published tables
+are data; nothing is read from the released code.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from e2d_lib import bootstrap
 from e2d_lib.audit.fits import score_fits
@@ -124,12 +127,30 @@ CheckFunction = Callable[[Inputs], tuple[bool | None, str, list[Effect]]]
 CHECKS: dict[str, CheckFunction] = {}
 
 
-def check(id: str) -> Callable[[CheckFunction], CheckFunction]:
-    def keep(function: CheckFunction) -> CheckFunction:
-        CHECKS[id] = function
+def check(id: str) -> Callable[[Callable[[Inputs], Iterator]], Callable]:
+    """Enter a generator as the check of an entry: first it gives the verdict and what was found, then its effects.
+
+    What was found is text, or the facts that ``found.yaml`` puts into words: a mapping, or several, joined. Effects
+    are asked for only where there is a cohort.
+    """
+
+    def keep(function: Callable[[Inputs], Iterator]) -> Callable:
+        def run(given: Inputs) -> tuple[bool | None, str, list[Effect]]:
+            steps = function(given)
+            holds, facts = next(steps)
+            several = [facts] if isinstance(facts, Mapping) else facts
+            found = facts if isinstance(facts, str) else "; ".join(_texts()[id].format(**one) for one in several)
+            return holds, found, list(steps) if given.cohort is not None else []
+
+        CHECKS[id] = run
         return function
 
     return keep
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    return yaml.safe_load(resources.files("e2d_lib.audit").joinpath("found.yaml").read_text(encoding="utf-8"))
 
 
 def curves_of(cohort: Preprocessed) -> dict[str, np.ndarray]:

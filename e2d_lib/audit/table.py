@@ -19,53 +19,37 @@ def _repeated_row(given: Inputs):
     cells = reduction.check_published(given.table.reset_index(), out.reset_index())
     cells = cells[cells["row"] == "(T+V) Positive"].set_index("quantity")
     wrong = set(cells.index[~cells["agrees"]])
-    found = (
-        f"the three area cells equal Training's; pooled {pooled[0] / 1e3:.2f}, {pooled[1] / 1e3:.2f}, "
-        f"{reduction.truncate(pooled[2], 4)}; volumes "
-        + ", ".join(format(value, "g") for value in cells.loc[volume, "recomputed"])
-    )
-    return same and agree and wrong == {*area, *volume}, found, []
+    facts = {"areas": pooled[:2] / 1e3, "delta": reduction.truncate(pooled[2], 4)}
+    facts["volumes"] = ", ".join(format(value, "g") for value in cells.loc[volume, "recomputed"])
+    yield same and agree and wrong == {*area, *volume}, facts
 
 
 @check("A2")
 def _two_rules_in_testing(given: Inputs):
     printed, saved = given.table.loc["Testing"], given.outputs.loc["Testing"]
-    volume = 1 - float(saved["area_after"] * saved["length_after"]) / float(
-        saved["area_before"] * saved["length_before"]
-    )
-    found = (
-        f"length after {printed['length_after']:g} printed, {saved['length_after']:.2f} saved; volume Δ "
-        f"{printed['volume_delta']:.4f} printed, {reduction.truncate(volume, 4):.4f} with the saved length"
-    )
+    before, after = (float(saved[f"area_{side}"] * saved[f"length_{side}"]) for side in ("before", "after"))
+    volume = reduction.truncate(1 - after / before, 4)
     differs = reduction.truncate(float(saved["length_after"]), 2) != printed["length_after"]
-    return differs and reduction.truncate(volume, 4) == 0.7818, found, []
+    yield differs and volume == 0.7818, {"printed": printed, "saved": saved, "volume": volume}
 
 
 @check("A3")
 def _lengths_of_other_windows(given: Inputs):
-    holds, words = True, []
-    for split, row, stated in (("train", "Training", 111.64), ("valid", "Validation", 108.68)):
-        table = given.saved(split)
+    holds, facts = True, []
+    for split, row, stated, slices in (("train", "Training", 111.64, 385_631), ("valid", "Validation", 108.68, 90_690)):
+        table, area, printed = given.saved(split), given.outputs.loc[row], given.table.loc[row, "length_after"]
         width = np.average(table["width"], weights=table["scans"])
-        slices = {"train": 385_631, "valid": 90_690}[split]
         share = (table["width"] * table["scans"]).sum() / slices
-        area = given.outputs.loc[row]
         volume = 1 - float(area["area_after"] / area["area_before"]) * share
-        holds &= round(width, 2) == stated and width < given.table.loc[row, "length_after"] - 30
-        words.append(
-            f"{row}: saved windows hold {width:.2f} slices on average over {table['scans'].sum():,} scans "
-            f"({share:.1%} of the slices), the table says {given.table.loc[row, 'length_after']:g}; volume Δ "
-            f"{volume:.3f}"
-        )
-    if given.cohort is None:
-        return holds, "; ".join(words), []
+        holds &= round(width, 2) == stated and width < printed - 30
+        facts.append({"row": row, "width": width, "scans": table["scans"].sum(), "share": share})
+        facts[-1] |= {"printed": printed, "volume": volume}
+    yield holds, facts
+
     n = np.array([len(areas) for areas in given.curves.values()])
     whole = np.array([stop - start for start, stop in given.uncut.values()])
-    effects = [
-        mean_of("slices removed by the window, cut curve", 1 - given.cut_widths / n, given.rng, "share"),
-        mean_of("slices removed by the window, whole curve", 1 - whole / n, given.rng, "share"),
-    ]
-    return holds, "; ".join(words), effects
+    yield mean_of("slices removed by the window, cut curve", 1 - given.cut_widths / n, given.rng, "share")
+    yield mean_of("slices removed by the window, whole curve", 1 - whole / n, given.rng, "share")
 
 
 @check("A4")
@@ -74,11 +58,7 @@ def _more_than_half(given: Inputs):
     singles = [287, 163, 243, 91]  # the mixed-shape test scans that were cut to one slice and kept
     largest = ((1413 - len(singles)) * 0.5 + sum(1 - 1 / n for n in singles)) / 1413
     half = all(1 - half_of(n) / n <= 0.5 for n in range(1, 1001))
-    found = (
-        f"at most 0.5 for every n from 1 to 1,000; printed {printed}; up to {largest:.4f} with the four scans that "
-        "were cut to one slice"
-    )
-    return half and 0.5 < printed < largest, found, []
+    yield half and 0.5 < printed < largest, {"printed": printed, "largest": largest}
 
 
 @check("A5")
@@ -95,55 +75,32 @@ def _cut_off_not_rounded(given: Inputs):
     ]
     rounded = sum(abs(printed - value) > 1e-9 for printed, value in sides)
     ratio = given.outputs.loc["Training"]
-    found = (
-        f"cut off, {int(sound['agrees'].sum())} of {len(sound)} cells of the eight other rows are as printed; rounded, "
-        f"{rounded} of {len(sides)} area and length cells would not be. Training's area Δ: mean of ratios "
-        f"{ratio['area_delta_mean_of_ratios']:.4f}, ratio of means {1 - ratio['area_after'] / ratio['area_before']:.4f}"
-    )
-    holds = bool(sound["agrees"].all()) and rounded > 0
-    if given.cohort is None:
-        return holds, found, []
+    facts = {"agree": int(sound["agrees"].sum()), "sound": len(sound), "rounded": rounded, "sides": len(sides)}
+    facts |= {"mean": ratio["area_delta_mean_of_ratios"], "ratio": 1 - ratio["area_after"] / ratio["area_before"]}
+    yield bool(sound["agrees"].all()) and rounded > 0, facts
+
     scans = given.cohort.scans[given.cohort.scans["status"] != "excluded"]
     per_slice = reduction.slice_reduction(given.cohort.slices)
     of_means = 1 - per_slice["area_after"].sum() / per_slice["area_before"].sum()
     per_scan = reduction.total_reduction(given.cohort.slices, given.cohort.scans)
     product = (1 - of_means) * (scans["stop"] - scans["start"]).mean() / scans["n_slices"].mean()
-    effects = [
-        Effect("area Δ, mean of ratios less ratio of means", float(per_slice["area_delta"].mean() - of_means)),
-        mean_of("pixels removed, counted in each scan", per_scan["total_delta"], given.rng, "share"),
-        Effect("volume Δ, product of means", float(1 - product), n=len(scans), unit="share"),
-    ]
-    return holds, found, effects
+    yield Effect("area Δ, mean of ratios less ratio of means", float(per_slice["area_delta"].mean() - of_means))
+    yield mean_of("pixels removed, counted in each scan", per_scan["total_delta"], given.rng, "share")
+    yield Effect("volume Δ, product of means", float(1 - product), n=len(scans), unit="share")
 
 
 @check("A6")
 def _populations(given: Inputs):
-    out = given.outputs
     # A mean printed to six decimals gives away what it was divided by.
-    lengths = {
-        "Training": (1349, 384_904),
-        "Validation": (318, 89_663),
-        "Total": (1667, 474_567),
-        "Testing": (1413, 437_178),
-    }
-    holds = all(abs(float(out.loc[row, "length_before"]) * n - total) < n * 1e-6 for row, (n, total) in lengths.items())
-    total, scans = float(out.loc["Training", "length_before"]), 1358
-    holds &= abs(total * scans - round(total * scans)) > scans * 1e-6
-    holds &= [int(out.loc[row, "slices"]) for row in ("Training", "Validation", "Testing")] == [
-        385_330,
-        89_721,
-        436_781,
-    ]
-    found = "; ".join(
-        f"{row}: areas {out.loc[row, 'slices']:,} slices, lengths {n:,} scans with {total:,}"
-        for row, (n, total) in lengths.items()
-    )
-    if given.cohort is None:
-        return holds, found, []
+    lengths = {"Training": (1349, 384_904), "Validation": (318, 89_663), "Total": (1667, 474_567)}
+    lengths["Testing"] = (1413, 437_178)
+    mean, slices = given.outputs["length_before"].astype(float), given.outputs["slices"]
+    holds = all(abs(mean[row] * n - total) < n * 1e-6 for row, (n, total) in lengths.items())
+    other = float(mean["Training"]) * 1358
+    holds &= abs(other - round(other)) > 1358 * 1e-6
+    holds &= [int(slices[row]) for row in ("Training", "Validation", "Testing")] == [385_330, 89_721, 436_781]
+    yield holds, [{"row": row, "slices": slices[row], "n": n, "all": total} for row, (n, total) in lengths.items()]
+
     scans = given.cohort.scans
     outside = int(scans.loc[scans["status"] == "excluded", "n_slices"].sum())
-    return (
-        holds,
-        found,
-        [share_of("measured slices that are in scans without a window", outside, int(scans["n_slices"].sum()))],
-    )
+    yield share_of("measured slices that are in scans without a window", outside, int(scans["n_slices"].sum()))
