@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib.evaluation import comparison, metrics
+from e2d_lib.network.recipe import LEAST_TO_CHOOSE
 from e2d_lib.network.scores import Aggregation
 from e2d_lib.network.scores import scan_scores as slice_scores
 from e2d_lib.scans.patients import patient_of
@@ -35,20 +36,19 @@ def thresholds(predictions: pd.DataFrame, *, how: Aggregation = "mean", k: int =
 
     ``predictions``: chapter 4's slices. Only their part "inner" is looked at, the scans held out of the run's training
     folds; the cut is the one of greatest macro F1 there (`metrics.best_threshold`). These scans chose the epoch too,
-    and they may be few: ``scans`` says how many. Without such scans, or with one class, the threshold is NaN and
-    ``reason`` says why.
+    and they may be few: ``scans`` says how many. With fewer than `LEAST_TO_CHOOSE` of them, or with one class, the
+    threshold is 0.5 and ``reason`` says why.
     """
     rows = []
     for key, run in predictions.groupby(RUN, sort=True):
         inner = run[run["part"] == "inner"]
-        threshold, scans, positives, reason = np.nan, 0, 0, "no scans held out of the training folds"
-        if len(inner):
-            scans = slice_scores(inner, how=how, k=k)
-            positives = int(scans["label"].sum())
-            reason = "" if 0 < positives < len(scans) else "one class only among the scans held out"
-            threshold = np.nan if reason else metrics.best_threshold(scans["label"], scans["probability"])
-            scans = len(scans)
-        rows.append((*key, threshold, scans, positives, reason))
+        scans = slice_scores(inner, how=how, k=k) if len(inner) else inner
+        positives = int(scans["label"].sum())
+        reason = "" if 0 < positives < len(scans) else "one class only among the scans held out"
+        if len(scans) < LEAST_TO_CHOOSE:
+            reason = f"{len(scans) or 'no'} scans held out of the training folds, {LEAST_TO_CHOOSE} are needed"
+        threshold = 0.5 if reason else metrics.best_threshold(scans["label"], scans["probability"])
+        rows.append((*key, threshold, len(scans), positives, reason))
     return pd.DataFrame(rows, columns=[*RUN, "threshold", "scans", "positives", "reason"])
 
 
@@ -58,7 +58,8 @@ def scan_scores(
     """The table of scan scores (see the module) of the reported folds, with each run's ``chosen`` threshold."""
     valid = predictions[predictions["part"] == "valid"]
     scores = slice_scores(valid, how=how, k=k, by=[*RUN, "scan_id"]).drop(columns="n_slices")
-    cuts = thresholds(predictions, how=how, k=k).rename(columns={"threshold": CHOSEN})
+    cuts = thresholds(predictions, how=how, k=k)
+    cuts[CHOSEN] = cuts["threshold"].where(cuts["reason"].eq(""))
     known = cohort[["scan_id", "source"]].assign(patient=patient_of(cohort))
     return scores.merge(known, on="scan_id").merge(cuts[[*RUN, CHOSEN]], on=RUN)
 

@@ -40,7 +40,8 @@ class Job:
 class Outcome(NamedTuple):
     """Tables over all runs; each begins with the columns run, fold, fraction, seed.
 
-    runs: train, inner, valid (scans), epoch (the selected one), checkpoint (path). history: as of ``training.Fit``.
+    runs: train, inner, valid (scans), epoch (the selected one), epoch_by (what selected it), checkpoint
+    (path). history: as of ``training.Fit``.
     predictions: slice by slice, with part "valid" (the reported fold) or "inner" (held out of the training scans).
     """
 
@@ -117,6 +118,7 @@ def run(
             inner = training.predict(fit.model, fit.inner, recipe=own, device=own.device)
             predictions.append(inner.assign(part="inner"))
         counts = {"train": len(train) - held, "inner": held, "valid": len(valid), "epoch": fit.epoch}
+        counts["epoch_by"] = fit.epoch_by
         tables["runs"].append(_tagged(pd.DataFrame([{**counts, "checkpoint": fit.path.as_posix()}]), job))
         tables["history"].append(histories[-1])
         tables["predictions"].append(_tagged(pd.concat(predictions, ignore_index=True), job))

@@ -5,6 +5,9 @@ from typing import Any, Literal
 
 from e2d_lib.network.augment import Augmentation
 
+LEAST_TO_CHOOSE = 10
+"""Scans, of both classes, that choose an epoch or a threshold; on fewer the first epoch is often the best."""
+
 
 class RecipeError(ValueError):
     """A recipe that asks for something unknown."""
@@ -42,6 +45,7 @@ class Recipe:
     select: Literal["inner", "reported_fold", "last"] = "inner"  # reported_fold: as released, on the fold it reports
     select_by: Literal["loss", "auc", "f1"] = "loss"
     inner_fraction: float = 0.15  # of the training scans, when select is "inner"
+    inner_least: int = LEAST_TO_CHOOSE  # scans of an inner set; where it would have fewer, the last epoch is kept
     score_by: Literal["scan", "slice_row"] = "scan"  # slice_row: as released, scores weigh a scan by its slices
     # machine
     device: str = "auto"  # auto: CUDA, then Apple's GPU, then CPU
@@ -60,7 +64,7 @@ class Recipe:
                     raise RecipeError(f"{item.name} is one of {', '.join(map(repr, choices))}, got {value!r}")
             elif type(value) is not item.type and not (item.type is float and type(value) is int):
                 raise RecipeError(f"{item.name} is {item.type.__name__}, got {value!r} ({type(value).__name__})")
-        for name in ("n_samples", "n_intervals", "scans_per_step", "epochs"):
+        for name in ("n_samples", "n_intervals", "scans_per_step", "epochs", "inner_least"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is at least 1, got {getattr(self, name)}")
         if not (0 <= self.ema < 1 and 0 <= self.warmup < 1 and 0 < self.inner_fraction < 1):

@@ -78,6 +78,7 @@ class Fit:
     history: pd.DataFrame  # epoch (from 1), lr, loss, valid_loss, valid_auc, valid_f1, and inner_* with an inner split
     predictions: pd.DataFrame  # as of predict, of the validation scans, with label and (as trained on) target
     epoch: int  # the selected one
+    epoch_by: str  # what selected it
     path: Path
     inner: ScanSlices | None  # the training scans that were held out, to choose the epoch and thresholds by
 
@@ -129,12 +130,14 @@ def fit(
         net, _ = load(run.out_dir / SELECTED, device=str(run.device))
         found = predict(net, parts.get("valid", slices_train.subset([])), recipe=recipe)
         found["target"] = found["label"].where(found["index"] != BLANK, 0)
-    return Fit(net, recipe, run.table, found, run.best["epoch"], run.out_dir / SELECTED, parts.get("inner"))
+    inner, chosen = parts.get("inner"), run.best["epoch"]
+    return Fit(net, recipe, run.table, found, chosen, selection(recipe, inner), run.out_dir / SELECTED, inner)
 
 
 def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[str, ScanSlices]:
     """``train``, ``valid`` where there is one, and ``inner``: training patients held out, if the recipe asks for it.
 
+    An inner set under ``recipe.inner_least`` scans, or of one class, chooses nothing: all scans are then trained on.
     Raises TrainingError where a class is missing, or there is nothing to select an epoch by.
     """
     check_classes(train, "training set")
@@ -144,11 +147,25 @@ def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[s
         parts["valid"] = valid
     if recipe.select == "inner":
         held = few_shot(train.scan_ids, train.labels, recipe.inner_fraction, recipe.seed, patients=train.patients)
-        parts |= {"train": train.subset(np.setdiff1d(np.arange(len(train)), held)), "inner": train.subset(held)}
-        check_classes(parts["train"], "training set without its inner split (use select='last')")
+        if len(held) >= recipe.inner_least and len(set(train.labels[held])) == 2:
+            parts |= {"train": train.subset(np.setdiff1d(np.arange(len(train)), held)), "inner": train.subset(held)}
+            check_classes(parts["train"], "training set without its inner split (use select='last')")
     if recipe.select == "reported_fold" and valid is None:
         raise TrainingError("select='reported_fold' needs a validation fold")
     return parts
+
+
+def selection(recipe: Recipe, inner: ScanSlices | None) -> str:
+    """What selects the epoch, in words.
+
+    >>> selection(Recipe(), None)
+    'last epoch: too few scans to hold 10 of both classes out'
+    """
+    if recipe.select == "last":
+        return "last epoch"
+    if recipe.select == "inner" and inner is None:
+        return f"last epoch: too few scans to hold {recipe.inner_least} of both classes out"
+    return f"{recipe.select_by} of " + (f"{len(inner)} scans held out" if inner else "the reported fold")
 
 
 @dataclass
@@ -286,14 +303,14 @@ def score(run: State, slices: ScanSlices, epoch: int) -> dict[str, float]:
 
 def keep(run: State, epoch: int) -> None:
     """Write the selected weights if this epoch is the one, then the state to resume from."""
-    recipe, row, score = run.recipe, run.history[-1], None
-    if recipe.select != "last":
-        score = row[f"{'inner' if recipe.select == 'inner' else 'valid'}_{recipe.select_by}"]
-        if math.isnan(score):
-            raise TrainingError(
-                f"epoch {epoch} cannot be selected by {recipe.select_by}: it is not a number (one class only?)"
-            )
-    if recipe.select == "last" or better(score, run.best["score"], recipe.select_by):
+    recipe, row = run.recipe, run.history[-1]
+    # no such score: select is "last", or there were too few scans for an inner set
+    score = row.get(f"{'valid' if recipe.select == 'reported_fold' else recipe.select}_{recipe.select_by}")
+    if score is not None and math.isnan(score):
+        raise TrainingError(
+            f"epoch {epoch} cannot be selected by {recipe.select_by}: it is not a number (one class only?)"
+        )
+    if score is None or better(score, run.best["score"], recipe.select_by):
         run.best = {"epoch": epoch, "score": score}
         save(run.out_dir / SELECTED, run.evaluated, recipe, epoch=epoch, score=score, at_once=run.at_once)
     state: dict[str, Any] = {"same": run.same, "history": run.history, "best": run.best, "at_once": run.at_once}

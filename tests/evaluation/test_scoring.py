@@ -44,6 +44,7 @@ def cohort_of(predictions, source="a"):
 
 
 INNER = {"i0": (0, [0.1, 0.3]), "i1": (0, [0.3]), "i2": (1, [0.6]), "i3": (1, [0.7, 0.9])}
+INNER |= {f"i{k}": (k % 2, [0.1 + 0.8 * (k % 2)]) for k in range(4, 10)}  # farther off: they move no threshold
 
 
 def made(rng, n=40, *, inner=True, **run):
@@ -64,7 +65,7 @@ class TestThresholds:
         table = scoring.thresholds(slices(INNER, part="inner"))
         # scan means 0.2, 0.3 | 0.6, 0.8
         assert table["threshold"].item() == pytest.approx(0.45)
-        assert table[["scans", "positives", "reason"]].iloc[0].tolist() == [4, 2, ""]
+        assert table[["scans", "positives", "reason"]].iloc[0].tolist() == [10, 5, ""]
 
     def test_it_follows_the_aggregation(self):
         table = scoring.thresholds(slices(INNER, part="inner"), how="max")
@@ -86,13 +87,19 @@ class TestThresholds:
         table = scoring.thresholds(pd.concat([first, second])).set_index("fold")["threshold"]
         assert table.to_dict() == pytest.approx({1: 0.45, 2: 0.225})
 
-    def test_none_without_scans_held_out_or_with_one_class(self):
-        without = scoring.thresholds(slices({"v": (1, [0.5])}))
-        assert np.isnan(without["threshold"].item())
-        assert without["reason"].item() == "no scans held out of the training folds"
-        one = scoring.thresholds(slices({"i2": INNER["i2"], "i3": INNER["i3"]}, part="inner"))
-        assert np.isnan(one["threshold"].item())
-        assert one["reason"].item() == "one class only among the scans held out"
+    @pytest.mark.parametrize(
+        ("held", "reason"),
+        [
+            ({}, "no scans held out of the training folds, 10 are needed"),
+            ({name: INNER[name] for name in list(INNER)[:9]}, "9 scans held out of the training folds, 10 are needed"),
+            ({name: (1, ps) for name, (_, ps) in INNER.items()}, "one class only among the scans held out"),
+        ],
+    )
+    def test_a_half_and_why_with_fewer_than_ten_scans_or_one_class(self, held, reason):
+        predictions = pd.concat([slices({"v": (1, [0.5])}), slices(held, part="inner")])
+        row = scoring.thresholds(predictions).iloc[0]
+        assert (row["threshold"], row["scans"], row["reason"]) == (0.5, len(held), reason)
+        assert not scoring.has_chosen(scoring.scan_scores(predictions, cohort_of(predictions)))
 
 
 class TestAtThresholds:
@@ -551,7 +558,8 @@ class TestModelCard:
         cohort.loc[cohort["scan_id"].eq("valid 000"), "source"] = "hospital_2"
         scores = scoring.scan_scores(predictions, cohort)
         main = scoring.largest(scores)
-        columns = {"fold": 5, "fraction": 1.0, "seed": 0, "train": 12, "inner": 2, "valid": 40, "epoch": 3}
+        columns = {"fold": 5, "fraction": 1.0, "seed": 0, "train": 12, "inner": 12, "valid": 40, "epoch": 3}
+        columns["epoch_by"] = "loss of 12 scans held out"
         table = scoring.at_thresholds(main, n_boot=20)
         text = modelcard.card(
             name="a network",
@@ -584,7 +592,16 @@ class TestModelCard:
 
     @pytest.mark.parametrize(("data", "warned"), [("phantom", True), ("ricord", False)])
     def test_a_card_beside_one_checkpoint_says_what_it_was_trained_on(self, data, warned):
-        run = {"fold": 5, "fraction": 0.1, "seed": 3, "train": 12, "inner": 2, "valid": 40, "epoch": 3}
+        run = {
+            "fold": 5,
+            "fraction": 0.1,
+            "seed": 3,
+            "train": 12,
+            "inner": 0,
+            "valid": 40,
+            "epoch": 3,
+            "epoch_by": "last epoch",
+        }
         text = modelcard.brief(
             pd.DataFrame([run]),
             data=data,
@@ -595,7 +612,7 @@ class TestModelCard:
         )
         assert f"trained on {data}\n" in text and "**Not a medical device.**" in text and "1 checkpoint" in text
         assert ("They say nothing about its worth on patients' CT" in text) == warned
-        assert "| 5 | 10 % | 3 | 12 | 2 | 40 | 3 |" in text and "None" not in text
+        assert "| 5 | 10 % | 3 | 12 | 0 | 40 | 3 | last epoch |" in text and "None" not in text
 
     def test_the_front_matter_is_the_hubs(self, rng):
         text, table = self.card(rng)

@@ -281,10 +281,21 @@ class TestFit:
             return planned(slices, rows, recipe, purpose, *turn)
 
         monkeypatch.setattr(training, "plan", spy)
-        result = run(tmp_path, select="inner", inner_fraction=0.25)
+        result = run(tmp_path, toy(40), select="inner", inner_fraction=0.25, select_by="auc", epochs=3)
         assert {"inner_loss", "inner_auc", "inner_f1"} <= set(result.history.columns)
-        assert len(seen) == 12  # 16 scans, of each class a quarter held out
-        assert result.epoch == 1 + result.history["inner_loss"].argmin()
+        assert len(seen) == 30  # 40 scans, of each class a quarter held out: ten, as few as may choose
+        assert result.epoch == 1 + result.history["inner_auc"].argmax() < 3  # or the last would do
+        assert result.epoch_by == "auc of 10 scans held out"
+
+    def test_an_inner_set_of_nine_chooses_nothing(self, tmp_path):
+        train = toy(36, labels=[k % 4 == 0 for k in range(36)])  # a quarter of 9 and of 27: 3 and 7, or 2 and 7
+        assert len(training.split(train, None, quick(select="inner", inner_fraction=0.25))["inner"]) == 10
+        one_less = train.subset(np.delete(np.arange(36), [0, 4]))  # 7 and 27 scans: 2 and 7
+        result = run(tmp_path, one_less, select="inner", inner_fraction=0.25, epochs=3)
+        assert result.inner is None and "inner_loss" not in result.history
+        assert result.epoch == 3 and result.epoch_by == "last epoch: too few scans to hold 10 of both classes out"
+        kept = read_state(tmp_path / STATE)["best"]
+        assert kept == {"epoch": 3, "score": None}
 
     def test_one_seed_one_result(self, tmp_path):
         first, again = (run(tmp_path / name, deterministic=True) for name in ("a", "b"))
@@ -353,9 +364,9 @@ class TestErrors:
         with pytest.raises(TrainingError, match="training set: 2 of 4 scans have no label"):
             run(tmp_path, toy(4, labels=[0, 1, None, None]))
 
-    def test_too_few_for_an_inner_split(self, tmp_path):
+    def test_an_inner_split_that_leaves_no_class(self, tmp_path):
         with pytest.raises(TrainingError, match=r"without its inner split .use select='last'.: no scan at all"):
-            run(tmp_path, toy(2), select="inner")
+            run(tmp_path, toy(10), select="inner", inner_fraction=0.99)
 
     def test_too_few_for_a_whole_step(self, tmp_path):
         with pytest.raises(TrainingError, match="6 training scans do not fill one step of 8"):
