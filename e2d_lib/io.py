@@ -10,11 +10,13 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +72,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def shipped(package: str, file: str) -> Any:
+    """What a YAML file beside the modules of ``package`` holds: tables and texts that the library comes with."""
+    return yaml.safe_load(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
 
 
 def write_parquet(path: str | Path, table: pd.DataFrame) -> None:

@@ -3,31 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-NAMES = {
-    "macro_f1": "macro F1",
-    "roc_auc": "ROC AUC",
-    "pr_auc": "PR AUC (average precision)",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-    "area_delta": "area removed, share of the slice",
-    "length_delta": "slices removed, share of the scan",
-    "volume_delta": "volume removed, share of the scan",
-    "total_delta": "pixels removed, share of the scan",
-    "lung_in_crop": "lung inside the crop, share",
-    "lung_in_window": "lung in the window, share",
-    "area_ratio": "measured area over the mask's",
-    "of_best": "window's lung, share of the best",
-    "area_r": "area and lung, correlation",
-    "topk": "mean of the largest",
-    "max": "largest",
-    "logodds": "mean log-odds",
-    "kds": "KDS",
-    "few_shot": "share of the scans",
-    "fraction": "share kept by the window",
-    "ssfl": "SSFL++",
-    "n_samples": "slices drawn",
-    "n_intervals": "intervals",
-}
+from e2d_lib import io
+
+NAMES = io.shipped("e2d_lib", "words.yaml")
 
 LOWER_IS_BETTER = frozenset({"brier", "ece"})
 """Metrics of which less is better; of all others more is."""

@@ -10,15 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from e2d_lib import bootstrap
+from e2d_lib import bootstrap, io
 from e2d_lib.audit.fits import score_fits
 from e2d_lib.method import curves, kds, reduction, ssfl
 from e2d_lib.method.preprocess import Preprocessed
@@ -150,7 +148,7 @@ def check(id: str) -> Callable[[Callable[[Inputs], Iterator]], Callable]:
 
 @functools.cache
 def _texts() -> dict[str, str]:
-    return yaml.safe_load(resources.files("e2d_lib.audit").joinpath("found.yaml").read_text(encoding="utf-8"))
+    return io.shipped("e2d_lib.audit", "found.yaml")
 
 
 def curves_of(cohort: Preprocessed) -> dict[str, np.ndarray]:

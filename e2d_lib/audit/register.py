@@ -8,15 +8,13 @@ given in ``also``.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from e2d_lib import words
+from e2d_lib import io, words
 from e2d_lib.audit import follow_up, scores, slices, table  # noqa: F401  (their checks enter CHECKS)
 from e2d_lib.audit.checks import CHECKS, CheckFunction, Effect, Inputs
 from e2d_lib.method.preprocess import Preprocessed
@@ -57,8 +55,8 @@ class Entry:
 
 def entries() -> list[Entry]:
     """The shipped register, in its order, each entry with its check where it has one."""
-    text = resources.files("e2d_lib.audit").joinpath("register.yaml").read_text(encoding="utf-8")
-    return [Entry(**fields, check=CHECKS.get(fields["id"])) for fields in yaml.safe_load(text)]
+    listed = io.shipped("e2d_lib.audit", "register.yaml")
+    return [Entry(**fields, check=CHECKS.get(fields["id"])) for fields in listed]
 
 
 def run(

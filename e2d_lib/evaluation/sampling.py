@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import threadpool_limits
 
-from e2d_lib import bootstrap
+from e2d_lib import bootstrap, io
 from e2d_lib.evaluation import metrics
 from e2d_lib.method import kds
 from e2d_lib.method.ssfl import checked_areas
@@ -29,20 +29,7 @@ from e2d_lib.method.ssfl import checked_areas
 if TYPE_CHECKING:
     from e2d_lib.method.preprocess import Preprocessed
 
-MEASURES = {
-    "ks": "Kolmogorov distance of the areas",
-    "wasserstein": "Wasserstein distance of the areas",
-    "coverage": "mean distance to a drawn slice",
-    "fill": "largest distance to a drawn slice",
-    "largest_area": "P(largest area drawn)",
-    "lesion": "P(a lesion slice drawn)",
-    "expected_lesion_slices": "lesion slices among the drawn",
-    "lesion_share_sd": "SD of the lesion slices' share",
-    "mean_area_bias": "bias of the mean area",
-    "mean_area_sd": "SD of the mean area",
-    "mean_area_error": "RMS error of the mean area",
-    "position_sd": "SD of the mean position",
-}
+MEASURES: dict[str, str] = io.shipped("e2d_lib.evaluation", "measures.yaml")
 """What `quality` measures, and the names in figures."""
 
 ESTIMATED = ("ks", "wasserstein", "coverage", "fill")

@@ -6,15 +6,20 @@ x < 0. Signed distances are in mm, negative inside. Provenance and licence: ``e2
 
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from scipy import ndimage
 from scipy.interpolate import BSpline
 
+from e2d_lib import io
+
 APEX, DOME, BASE = 246.0, 97.0, 26.0
 """z of the lungs' tops, of the right diaphragm's dome and of the lowest recess, mm."""
+
+CHEST = io.shipped("e2d_lib.phantom", "data/chest.yaml")
+"""Where organs lie, and the hospitals."""
 
 _WIDE = 3.0  # mm between samples of the skin and cage fields
 _FINE = 2.0  # mm between samples of the lung and sternum fields
@@ -238,17 +243,18 @@ class Level(NamedTuple):
     @property
     def spine(self) -> tuple[float, float]:
         """x and y of the vertebral body's centre: between the lungs, further back towards the waist."""
-        heights = (-60, 40, 80, 160, 200, 240, 300)
-        return (
-            float(np.interp(self.z, heights, (-2, -2, -2, -3, -6, -4, 0))),
-            float(np.interp(self.z, heights, (58, 64, 62, 57, 49, 38, 26))),
-        )
+        x, y = (float(np.interp(self.z, CHEST["spine"]["z"], CHEST["spine"][axis])) for axis in "xy")
+        return x, y
+
+    def parts(self, table: list[list[Any]]) -> list[np.ndarray]:
+        """Distances to the shapes of a table of `CHEST` that reach this level."""
+        return [getattr(self, shape)(*numbers) for shape, low, high, *numbers in table if low < self.z < high]
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> np.ndarray:
         return (np.sqrt(((self.x - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2) - 1) * min(rx, ry)
 
-    def ellipsoid(self, centre: tuple, radii: tuple, *, z: float | None = None) -> np.ndarray:
-        along = (((self.z if z is None else z) - centre[2]) / radii[2]) ** 2
+    def ellipsoid(self, centre: tuple, radii: tuple) -> np.ndarray:
+        along = ((self.z - centre[2]) / radii[2]) ** 2
         across = ((self.x - centre[0]) / radii[0]) ** 2 + ((self.y - centre[1]) / radii[1]) ** 2
         return (np.sqrt(across + along) - 1) * min(radii)
 
@@ -359,21 +365,22 @@ def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None
     ``heart``: its size, 1 is usual. The organs hang on the diaphragm, so they live at ``lung_z``.
     """
     y, z, rough, (sx, sy) = level.y, level.lung_z, level.rough, level.spine
+    hung = level._replace(z=z)
     room = np.maximum(level.cage + 5, 3 - level.lung)
     parts = [level.ellipse(5, sy - 29, 7, 5)]
-    parts.append(level.ellipsoid((20, -22, 112), (66 * heart, 52 * heart, 50 * heart), z=z))
+    parts.append(hung.ellipsoid((20, -22, 112), (66 * heart, 52 * heart, 50 * heart)))
     if level.z > 150:  # thymus, nodes, thyroid: what the great vessels leave is not all fat
         parts.append(np.maximum(level.ellipse(-2, -6, 26, 26), 0.7 - rough))
     if z < 112:
-        parts.append(level.ellipsoid((-50, -5, 36), (84, 94, 68), z=z) + 2 * rough)
+        parts.append(hung.ellipsoid((-50, -5, 36), (84, 94, 68)) + 2 * rough)
     if z < 95:
-        parts.append(level.ellipsoid((84, 44, 42), (38, 46, 48), z=z))
-        stomach = level.ellipsoid((56, -22, 34), (46, 48, 48), z=z) + 2 * rough
+        parts.append(hung.ellipsoid((84, 44, 42), (38, 46, 48)))
+        stomach = hung.ellipsoid((56, -22, 34), (46, 48, 48)) + 2 * rough
         parts.append(stomach)
         gas = np.maximum(stomach + 5, y + 34)
         if z < 34:
             for side in (-1, 1):
-                parts.append(level.ellipsoid((side * 56, 46, -14), (26, 25, 52), z=z))
+                parts.append(hung.ellipsoid((side * 56, 46, -14), (26, 25, 52)))
                 parts.append(level.ellipse(sx + side * 30, sy + 4, 15, 14))
             belly = np.maximum(level.ellipse(12, -32, 108, 66), (z - 20) * 0.6)
             loops = np.maximum(7 * (0.1 - rough), belly)
@@ -385,27 +392,10 @@ def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None
 
 def blood(level: Level) -> np.ndarray:
     """Aorta, cavae, arch and its branches, pulmonary trunk, heart chambers."""
-    z, (_, sy) = level.z, level.spine
-    parts = [level.ellipse(-22, 10 if z > 80 else 22, 10, 10 if z > 80 else 12)]
-    if z < 186:  # descending aorta
-        parts.append(level.ellipse(float(np.interp(z, (40, 120, 175), (4, 14, 9))), sy - 29, 11, 11))
-    if 142 < z < 190:
-        parts.append(level.ellipse(-8, -17, 15, 15))
-        parts.append(level.ellipse(-27, -5, 8, 9))
-    if 178 < z < 196:
-        parts.append(level.capsule((-6, -15), (12, 22), 10.5))
-    if z >= 192:
-        for cx, cy in ((-13, -10), (3, -12), (15, 4), (-24, -12), (20, -16)):
-            parts.append(level.ellipse(cx, cy, 5.5, 5.5))
-    if 146 < z < 168:
-        parts.append(level.capsule((14, -24), (34, 4), 11.0))
-        parts.append(level.capsule((14, -10), (-36, 2), 8.5))
-    if 88 < z <= 146:
-        parts.append(level.ellipsoid((0, -18, 128), (20, 18, 34)))
-        parts.append(level.ellipsoid((-26, -16, 112), (18, 26, 30)))
-        parts.append(level.ellipsoid((48, -30, 108), (26, 20, 26)))
-        parts.append(level.ellipsoid((22, -44, 116), (24, 16, 32)))
-        parts.append(level.ellipsoid((8, 8, 126), (36, 13, 20)))
+    parts = level.parts(CHEST["blood"])
+    if level.z < 186:
+        aorta = CHEST["descending_aorta"]
+        parts.append(level.ellipse(float(np.interp(level.z, aorta["z"], aorta["x"])), level.spine[1] - 29, 11, 11))
     return np.maximum(np.minimum.reduce(parts), 2 - level.lung)
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from e2d_lib.phantom import anatomy
-from e2d_lib.phantom.anatomy import APEX, Level, ramp
+from e2d_lib.phantom.anatomy import APEX, CHEST, Level, ramp
 
 LABELS = {"lung": 1, "ggo": 2, "consolidation": 3, "nodule": 4, "atelectasis": 5, "emphysema": 6, "pneumonia": 7}
 """Values of a mask: 0 is outside the lungs, 1 healthy lung, the rest are findings (all inside the lungs).
@@ -35,12 +35,7 @@ class Source(NamedTuple):
     feet_first: bool  # slice 0 is the lowest
 
 
-SOURCES = (
-    Source(0.55, 0.0, 22.0, 0.70, 1.25, (-600, 1500), (0.4, 0.9), 0, False),
-    Source(0.50, 0.5, 36.0, 0.50, 1.0, (-620, 1500), (0.6, 1.0), 1, False),
-    Source(0.75, 0.0, 15.0, 1.00, 4.0, (-500, 1500), (0.0, 0.3), 2, True),
-    Source(0.50, 0.2, 28.0, 0.60, 2.0, (-560, 1400), (0.2, 0.7), 1, False),
-)
+SOURCES = tuple(Source(**row) for row in CHEST["sources"])
 """The hospitals; a cohort of more than four begins again with the first."""
 
 
@@ -151,8 +146,7 @@ class Patient:
         n = int(np.clip(1200 / self.pixel, 250, 1700))  # finer pixels show finer vessels
         step = max(0.6, 0.6 * self.pixel)
         vessels, airways = [], []
-        hila = (("lung_r", (-36, 8, 145), (-34, 12, 130)), ("lung_l", (42, 12, 145), (40, 14, 130)))
-        for side, artery, vein in hila:
+        for side, artery, vein in (hilum.values() for hilum in CHEST["hila"]):
             tree = anatomy.grow(np.array(artery, float), anatomy.sample_lung(side, n, rng, depth=1.5)[0], leaf=0.26)
             balls = anatomy.beads(tree, step=step)
             beside = balls[balls[:, 3] > 1.4].copy()  # bronchi go with the arteries, on their inner upper side
@@ -163,13 +157,7 @@ class Patient:
             targets = anatomy.sample_lung(side, n * 2 // 3, rng, depth=1.5)[0]
             tree = anatomy.grow(np.array(vein, float), targets, leaf=0.26)
             vessels += [balls, anatomy.beads(tree, step=step)]
-        carina = (-4, 17, 174)
-        paths = (
-            ((-1, -8, 300), (-1, 0, 240), (-2, 8, 210), (-4, 14, 188), carina),
-            (carina, (-16, 14, 161), (-36, 8, 145)),
-            (carina, (16, 16, 160), (42, 12, 145)),
-        )
-        for path, radius in zip(paths, (8.0, 6.2, 5.6), strict=True):
+        for radius, path in (airway.values() for airway in CHEST["airways"]):
             points = np.array(path, float)
             way = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
             t = np.arange(0, way[-1], 1.0)
@@ -199,10 +187,9 @@ class Patient:
 
     def _draw_look_alikes(self, rng: np.random.Generator) -> None:
         """What else can be seen in a chest: in seven of ten negatives, in four of ten positives."""
-        kinds = ("nodule", "atelectasis", "emphysema", "motion", "pneumonia")
-        shares = np.array([0.22, 0.28, 0.18, 0.14, 0.15])
-        present = rng.random(5) < shares * (0.5 if self.positive else 1.2)
-        found = {kind for kind, there in zip(kinds, present, strict=True) if there}
+        shares = CHEST["look_alikes"]
+        present = rng.random(5) < np.array(list(shares.values())) * (0.5 if self.positive else 1.2)
+        found = {kind for kind, there in zip(shares, present, strict=True) if there}
         if "nodule" in found:
             for _ in range(rng.integers(1, 7)):
                 side = ("lung_r", "lung_l")[rng.integers(2)]
@@ -353,9 +340,7 @@ class Patient:
         """Flattened and fallen to the sides, as in a patient on her back."""
         size = 60 * self.breast + 8
         front = -70 - 0.35 * self.fat
-        sides = [
-            level.ellipsoid((side * 98, front, 120), (size * 1.2, size * 0.72, size), z=level.z) for side in (-1, 1)
-        ]
+        sides = [level.ellipsoid((side * 98, front, 120), (size * 1.2, size * 0.72, size)) for side in (-1, 1)]
         return np.minimum(*sides)
 
     def _body(self, level: Level) -> tuple[np.ndarray, np.ndarray]:

@@ -53,40 +53,12 @@ class OpenCohort:
 
 
 CLASS_NAMES = {1: "COVID-19", 0: "no COVID-19"}
-AIMI = "AIMI lung and nodule AI segmentation"
-COHORTS = {
-    "ricord": OpenCohort(
-        {"midrc_ricord_1a": 1, "midrc_ricord_1b": 0},
-        "negatives are often pulmonary angiographies: protocol and scanner differ between the classes; of 2020",
-        site=r"RICORD-1[AB]-([A-Za-z0-9]+)-",
-    ),
-    "ny-sbu": OpenCohort({"covid_19_ny_sbu": 1}, "one hospital, one class: against another cohort, hospital is label"),
-    "covid-19-ar": OpenCohort({"covid_19_ar": 1}, "23 patients of one hospital, one class"),
-    "lidc": OpenCohort({"lidc_idri": 0}, "nodules, before 2020, one class: against another cohort, hospital is label"),
-    "lung-pet-ct-dx": OpenCohort(
-        {"lung_pet_ct_dx": 0},
-        "lung cancer, before 2020, one class; masks are a network's",
-        mask=AIMI,
-    ),
-    "nsclc-radiomics": OpenCohort(
-        {"nsclc_radiomics": 0}, "lung cancer, before 2020, one class; for its lung masks", mask="Segmentation"
-    ),
-}
+TABLE = io.shipped("e2d_lib.scans", "open_cohorts.yaml")
+COHORTS = {name: OpenCohort(**fields) for name, fields in TABLE["cohorts"].items()}
 
 MIN_IMAGES, MAX_IMAGES = 20, 1500
 MIN_MB = 0.05
 """A CT slice of 512 x 512 in the index takes more, however compressed."""
-UNFIT = {
-    "scout": r"scout|locali|locator|surview|topogram",
-    "coronal or sagittal": r"\bcor|\bsag|coronal|sagit",
-    "projection or map": r"mip|mpr|iodine|screen|merged|fused",
-    "bolus tracking": r"smart ?prep|bolus|monitor|timing",
-    "dose report": r"\b(?<!low )dose\b",
-}
-"""Reason -> what in a series' description (lower case) rules it out."""
-ELSEWHERE = r"abd|pelv|ab/pel|kid|blad|\bhip\b|neck|head|brain"
-CHEST = r"chest|thora|lung|c/a/p|c-a-p|\bcap\b"
-SHARP = r"bone|detail|b[678]0|\bhr\b"
 COLUMNS = ["scan_id", "patient", "path", "label", "split", "source", "licence", "mask"]
 OBJECT = re.compile(r"s3://[\w./-]+")
 """Names of objects that are taken; the rest is refused, as no name from outside may mean anything here."""
@@ -191,14 +163,15 @@ def choose(
     ct = table[table["Modality"] == "CT"].assign(text=lambda t: t["description"].str.lower())
     tests = {
         "no CT image storage": ct["sop_class_name"] != "CT Image Storage",
-        **{reason: ct["text"].str.contains(pattern) for reason, pattern in UNFIT.items()},
-        "another part of the body": ct["text"].str.contains(ELSEWHERE) & ~ct["text"].str.contains(CHEST),
+        **{reason: ct["text"].str.contains(pattern) for reason, pattern in TABLE["unfit"].items()},
+        "another part of the body": ct["text"].str.contains(TABLE["elsewhere"])
+        & ~ct["text"].str.contains(TABLE["chest"]),
         "number of images": ~ct["images"].between(MIN_IMAGES, MAX_IMAGES),
         "small images": ct["mb"] < MIN_MB * ct["images"],
         "no lung mask of its study": bool(cohort.mask) & ~ct["StudyInstanceUID"].isin(masks["StudyInstanceUID"]),
     }
     ct["reason"] = np.select(list(tests.values()), list(tests), "")
-    ct["late"] = ct["text"].str.contains(SHARP) & (not sharp)
+    ct["late"] = ct["text"].str.contains(TABLE["sharp"]) & (not sharp)
     fit = ct[ct["reason"] == ""].sort_values(
         ["late", "images", "SeriesInstanceUID"], ascending=[True, False, True], kind="stable"
     )

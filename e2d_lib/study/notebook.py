@@ -19,14 +19,7 @@ from e2d_lib import io
 
 DATA_CHAPTER = "01_data_exploration"  # the one that says which data the run is about
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
-COUNTS = "n_boot n_folds n_intervals n_samples n_scans n_slices epochs folds matrix min_slices scans_per_step size"
-RANGES = {
-    **dict.fromkeys([*COUNTS.split(), "slices_max", "slices_min", "top_k"], (1, math.inf)),
-    **dict.fromkeys(("redraws", "sampler_redraws", "seed", "seeds", "worst"), (0, math.inf)),
-    **dict.fromkeys(("few_shot", "fraction", "fractions"), (1e-9, 1)),
-    **dict.fromkeys(("threshold", "valid"), (0, 1)),
-    "lr": (1e-12, math.inf),
-}
+RANGES: dict[str, list[float]] = io.shipped("e2d_lib.study", "ranges.yaml")
 """What a number of that name may be, in every chapter: shares of something in (0, 1], counts from 1."""
 
 
