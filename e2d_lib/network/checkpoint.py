@@ -15,8 +15,8 @@ from torch import nn
 from e2d_lib import io
 from e2d_lib.network.augment import Augmentation
 from e2d_lib.network.device import resolve_device
-from e2d_lib.network.model import E2D, CheckpointError, ModelConfig, ModelError, build
-from e2d_lib.network.recipe import Recipe, RecipeError
+from e2d_lib.network.model import E2D, CheckpointError, ModelConfig, build
+from e2d_lib.network.recipe import Recipe
 
 FORMAT = "e2d-1"
 SELECTED = "model.safetensors"
@@ -40,7 +40,7 @@ def load(path: str | Path, *, device: str = "cpu") -> tuple[E2D, Recipe]:
     try:
         config = ModelConfig(**about["model"])
         recipe = Recipe(**{**about["recipe"], "strengths": Augmentation(**about["recipe"]["strengths"])})
-    except (KeyError, TypeError, RecipeError, ModelError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was written by another version: {error}") from error
     net = build(replace(config, pretrained=False))
     net.config = config

@@ -1,9 +1,18 @@
 """Every setting of a training run as one dataclass, with the released code's settings beside ours."""
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import field, fields
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from e2d_lib import io
 from e2d_lib.network.augment import Augmentation
+
+PRESETS: dict[str, dict[str, Any]] = io.shipped("e2d_lib.network", "recipes.yaml")
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 LEAST_TO_CHOOSE = 10
 """Scans, of both classes, that choose an epoch or a threshold; on fewer the first epoch is often the best."""
@@ -13,23 +22,26 @@ class RecipeError(ValueError):
     """A recipe that asks for something unknown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config={"strict": True})
 class Recipe:
-    """Every setting of a training run. The defaults are ours; :meth:`released` is what the released code does."""
+    """Every setting of a training run. The defaults are ours; :meth:`released` is what the released code does.
+
+    A value of another type, or out of its range, is a ValueError (pydantic's; `preset` gives it in one line).
+    """
 
     variant: str = "corrected"  # the preset this came from; a name only
     # which slices
-    n_samples: int = 8  # slices a scan
-    n_intervals: int = 4  # of KDS
+    n_samples: Count = 8  # slices a scan
+    n_intervals: Count = 4  # of KDS
     method: Literal["kds", "systematic", "random"] = "kds"
     sampler: Literal["corrected", "paper", "released"] = "corrected"
     redraw: bool = True  # draw anew each epoch; released: once
     short_scans: Literal["repeat", "blank_zero"] = "repeat"  # windows the draw cannot fill; released: blank and label 0
     # what an epoch is
     visits: Literal["scan", "slice_row"] = "scan"  # released: a scan is visited once for each of its slices
-    scans_per_step: int = 20  # 20 scans x 8 slices = 160 images
+    scans_per_step: Count = 20  # 20 scans x 8 slices = 160 images
     drop_last: bool = False  # leave out an epoch's last, smaller step
-    epochs: int = 24
+    epochs: Count = 24
     # input
     normalise: Literal["once", "twice"] = "once"
     augment: bool = True
@@ -39,13 +51,13 @@ class Recipe:
     lr: float = 1e-4
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "none"] = "cosine"
-    warmup: float = 0.05  # share of the steps over which the rate rises
-    ema: float = 0.99  # decay of the averaged weights that are evaluated and kept; 0 for none
+    warmup: Share = 0.05  # share of the steps over which the rate rises
+    ema: Share = 0.99  # decay of the averaged weights that are evaluated and kept; 0 for none
     # which epoch is kept
     select: Literal["inner", "reported_fold", "last"] = "inner"  # reported_fold: as released, on the fold it reports
     select_by: Literal["loss", "auc", "f1"] = "loss"
-    inner_fraction: float = 0.15  # of the training scans, when select is "inner"
-    inner_least: int = LEAST_TO_CHOOSE  # scans of an inner set; where it would have fewer, the last epoch is kept
+    inner_fraction: Annotated[Share, Field(gt=0)] = 0.15  # of the training scans, when select is "inner"
+    inner_least: Count = LEAST_TO_CHOOSE  # scans of an inner set; where it would have fewer, the last epoch is kept
     score_by: Literal["scan", "slice_row"] = "scan"  # slice_row: as released, scores weigh a scan by its slices
     # machine
     device: str = "auto"  # auto: CUDA, then Apple's GPU, then CPU
@@ -55,23 +67,6 @@ class Recipe:
     micro_batch: int = 0  # slices at once, gradients added up to the step; 0: as many of them as free memory holds
     deterministic: bool = False  # slower on a GPU; on a CPU runs repeat anyway
     seed: int = 42
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if choices := getattr(item.type, "__args__", None):  # of a Literal
-                if value not in choices:
-                    raise RecipeError(f"{item.name} is one of {', '.join(map(repr, choices))}, got {value!r}")
-            elif type(value) is not item.type and not (item.type is float and type(value) is int):
-                raise RecipeError(f"{item.name} is {item.type.__name__}, got {value!r} ({type(value).__name__})")
-        for name in ("n_samples", "n_intervals", "scans_per_step", "epochs", "inner_least"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is at least 1, got {getattr(self, name)}")
-        if not (0 <= self.ema < 1 and 0 <= self.warmup < 1 and 0 < self.inner_fraction < 1):
-            raise RecipeError(
-                f"ema and warmup lie in [0, 1), inner_fraction in (0, 1); got {self.ema}, {self.warmup} and "
-                f"{self.inner_fraction}"
-            )
 
     @classmethod
     def corrected(cls, **changes: Any) -> "Recipe":
@@ -95,26 +90,8 @@ class Recipe:
         known = {item.name for item in fields(cls)}
         if unknown := sorted(changes.keys() - known):
             raise RecipeError(f"a recipe has no setting {unknown}; it has {sorted(known)}")
-        return cls(**{"variant": variant, **PRESETS[variant], **changes})
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "corrected": {},
-    "released": {
-        "sampler": "released",
-        "redraw": False,
-        "short_scans": "blank_zero",
-        "visits": "slice_row",
-        "drop_last": True,
-        "epochs": 3,
-        "normalise": "twice",
-        "optimiser": "adam",
-        "weight_decay": 5e-4,
-        "schedule": "none",
-        "warmup": 0.0,
-        "ema": 0.0,
-        "select": "reported_fold",
-        "score_by": "slice_row",
-        "amp": "fp16",
-    },
-}
+        try:
+            return cls(**{"variant": variant, **PRESETS[variant], **changes})
+        except ValidationError as error:
+            wrong = [f"{one['loc'][0]}: {one['msg']}, got {one['input']!r}" for one in error.errors()]
+            raise RecipeError("; ".join(wrong)) from None

@@ -105,12 +105,15 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"normalise": "thrice"}, "normalise is one of 'once', 'twice', got 'thrice'"),
-            ({"lr": "1e-4"}, r"lr is float, got '1e-4' \(str\)"),  # YAML 1.1 reads 1e-4 as text
-            ({"epochs": 2.5}, "epochs is int, got 2.5"),
-            ({"augment": 1}, "augment is bool, got 1"),
-            ({"epochs": 0}, "epochs is at least 1, got 0"),
-            ({"ema": 1.0}, r"ema and warmup lie in \[0, 1\)"),
+            ({"normalise": "thrice"}, "normalise: .* 'once' or 'twice', got 'thrice'"),
+            ({"lr": "1e-4"}, "lr: .*number, got '1e-4'"),  # YAML 1.1 reads 1e-4 as text
+            ({"epochs": 2.5}, "epochs: .*integer, got 2.5"),
+            ({"epochs": True}, "epochs: .*integer, got True"),
+            ({"augment": 1}, "augment: .*boolean, got 1"),
+            ({"epochs": 0, "n_samples": 0}, "n_samples: .*greater than or equal to 1, got 0; epochs: .*, got 0$"),
+            ({"ema": 1.0}, "ema: .*less than 1, got 1.0"),
+            ({"warmup": -0.1}, "warmup: .*greater than or equal to 0, got -0.1"),
+            ({"inner_fraction": 0.0}, "inner_fraction: .*greater than 0, got 0.0"),
         ],
     )
     def test_wrong_values(self, change, message):
