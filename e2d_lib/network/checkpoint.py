@@ -39,7 +39,7 @@ def load(path: str | Path, *, device: str = "cpu") -> tuple[E2D, Recipe]:
     weights, about = read(Path(path))
     try:
         config = ModelConfig(**about["model"])
-        recipe = Recipe(**{**about["recipe"], "strengths": Augmentation(**about["recipe"]["strengths"])})
+        recipe = Recipe.preset(**{**about["recipe"], "strengths": Augmentation(**about["recipe"]["strengths"])})
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was written by another version: {error}") from error
     net = build(replace(config, pretrained=False))

@@ -22,7 +22,7 @@ class RecipeError(ValueError):
     """A recipe that asks for something unknown."""
 
 
-@dataclass(frozen=True, config={"strict": True})
+@dataclass(frozen=True, config={"strict": True, "extra": "forbid"})
 class Recipe:
     """Every setting of a training run. The defaults are ours; :meth:`released` is what the released code does.
 

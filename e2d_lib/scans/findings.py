@@ -5,13 +5,13 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
-from e2d_lib import io
-
-Reason = StrEnum("Reason", io.shipped("e2d_lib.scans", "reasons.yaml"), module=__name__)
+Reason = StrEnum("Reason", yaml.safe_load(Path(__file__).with_name("reasons.yaml").read_text("utf-8")), module=__name__)
 """The vocabulary of `Finding.reason`; a detail may follow it after a colon."""
 
 
