@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("E2D_PROGRESS", "off")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core a worker: threads that wait for a core take many times as long
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +24,14 @@ def stored_notebook(path: Path) -> nbformat.NotebookNode:
         command, shell=True, cwd=ROOT, input=path.read_text(), capture_output=True, text=True, check=True
     )
     return nbformat.reads(done.stdout, as_version=4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What reads the one run of the study goes to one worker, and first, since it takes longest."""
+    for item in items:
+        if "ci_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("study"))
+    items.sort(key=lambda item: "notebooks" not in item.path.parts)
 
 
 @pytest.fixture

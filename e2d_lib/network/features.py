@@ -71,10 +71,8 @@ def extract(
     float16.
     """
     place = resolve_device(device)
-    net = build(ModelConfig(backbone=backbone, pretrained=weights, drop_path=0.0, size=done.params.size))
-    net = net.to(place, memory_format=torch.channels_last).eval()
-    if precision == "auto":
-        precision = "bfloat16" if has_bfloat16(place) else "float32"
+    net = frozen_network(backbone, weights, size=done.params.size, device=device)
+    precision = _settled(precision, place)
     about = {"backbone": backbone, "weights": _digest(net.backbone), "precision": precision, "format": FORMAT}
     folder = done.folder / "features" / io.digest(about)
     usable = done.scans[done.scans["status"].ne("excluded") & done.scans["stop"].gt(done.scans["start"])]
@@ -120,10 +118,23 @@ def load(done: Preprocessed, folder: Path, scan_ids: tuple[str, ...]) -> Feature
     )
 
 
+def frozen_network(backbone: str, weights: bool | str, *, size: int, device: str = "auto") -> E2D:
+    """A backbone with its own pooling and weights (as in `extract`), on its device, laid out as `forward` is fastest.
+
+    Raises WeightsUnavailable, CheckpointError and ModelError as `model.build` does.
+    """
+    net = build(ModelConfig(backbone=backbone, pretrained=weights, drop_path=0.0, size=size))
+    return net.to(resolve_device(device), memory_format=torch.channels_last).eval()
+
+
+def _settled(precision: str, device: torch.device) -> str:
+    return precision if precision != "auto" else "bfloat16" if has_bfloat16(device) else "float32"
+
+
 @torch.inference_mode()
-def forward(net: E2D, pixels: torch.Tensor, precision: str = "float32") -> torch.Tensor:
-    """(N, 1, S, S) uint8 -> (N, d) pooled features, on the network's device."""
-    half = precision == "bfloat16"
+def forward(net: E2D, pixels: torch.Tensor, precision: str = "auto") -> torch.Tensor:
+    """(N, 1, S, S) uint8 -> (N, d) pooled features, on the network's device. precision: as in `extract`."""
+    half = _settled(precision, pixels.device) == "bfloat16"
     with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=half):
         return net.backbone(net.normalise(pixels).contiguous(memory_format=torch.channels_last))
 

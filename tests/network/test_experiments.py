@@ -82,7 +82,7 @@ def test_an_unknown_fold_is_told(slices, cohort):
 
 @pytest.mark.slow
 def test_checkpoints_score_unlabeled_scans_and_give_a_bad_one_a_reason(slices, cohort, data, tmp_path, capsys):
-    recipe = training.Recipe.corrected(epochs=12, scans_per_step=4, lr=3e-3, device="cpu", augment=False, inner_least=2)
+    recipe = training.Recipe.corrected(epochs=2, scans_per_step=4, lr=3e-3, device="cpu", augment=False, inner_least=2)
     outcome = experiments.run(
         experiments.jobs([1, 5], [1.0], [0]),
         slices,

@@ -9,8 +9,7 @@ from e2d_lib.study import cli, runner, sweep
 from tests.study.test_runner import make_notebook
 
 CELL = """
-import numpy as np, pandas as pd, pathlib
-from e2d_lib.evaluation import ablation
+import json, numpy as np, pandas as pd
 count = chapter.read("01_data_exploration", "headline.json")["headline"]["count"]["value"]
 with open(chapter.run_dir / "ran", "a") as file:
     file.write(f"{scale:g} ")
@@ -19,7 +18,8 @@ labels = np.array([0, 1] * 20)
 noise = np.random.default_rng(0).random(40)
 scores = pd.DataFrame({"seed": 0, "fold": 5, "draw": 0, "scan_id": [f"s{k:02d}" for k in range(40)], "label": labels,
                        "probability": (scale * labels + count * noise) / (scale + count)})
-ablation.save(ablation.Result({"scale": scale}, scores), chapter.dir)
+(chapter.dir / "setting.json").write_text(json.dumps({"scale": scale}))
+scores.to_parquet(chapter.dir / "scores.parquet")
 chapter.finish(scale=scale)
 """
 
