@@ -94,12 +94,13 @@ def run(
     seeds: Sequence[int] = (0,),
     redraws: int = 1,
     n_jobs: int = -1,
+    data: str = "",
 ) -> Result:
     """Preprocess, train on the other folds with every seed, and score the reported folds ``redraws`` times.
 
     cohort: with scan_id, path, format, label, fold. cache, runs: folders of preprocessed slices and of trained runs;
-    what is there from earlier is used again. Scans whose window is empty cannot be drawn from and are left out, unless
-    the recipe leaves them blank (released). The first of the redraws gives the scores that are compared.
+    what is there from earlier is used again. data: the cohort's name, kept beside each checkpoint. Scans whose window
+    is empty cannot be drawn from and are left out, unless the recipe leaves them blank (released). The first of the redraws gives the scores that are compared.
 
     Raises ValueError for unknown settings, and what preprocessing and training raise.
     """
@@ -119,6 +120,7 @@ def run(
         recipe=recipe,
         out_dir=runs,
         preprocessing=asdict(params),
+        data=data,
     )
     predictions = outcome.predictions[outcome.predictions["part"] == "valid"]
     if redraws > 1:

@@ -62,11 +62,12 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
     - a folder in COV19-CT-DB layout (method/README.md §1): ``train|valid|test`` over ``positive|negative`` over scans
       (test has no classes), or a folder that holds one such; a scan is a folder of images or DICOM files, or one
       volume; its id is its path below the root;
-    - any other folder: each folder of images, volume and DICOM series below it is a scan without label;
+    - any other folder: each folder of images, volume and DICOM series below it is a scan, most often without label;
     - a ``.csv`` manifest: column ``path`` (relative to the manifest), and perhaps the other columns;
     - one volume or DICOM file.
 
     ``labels`` adds to `CLASSES`: names of class folders, or a manifest's cells, -> 1 or 0; as text "Pneumonia:0, X:1".
+    Outside the layout folders at the top that bear such names (no bare numbers) give their scans a label, but no split.
     Of several series of one DICOM study one is chosen (`Series.rank`), the others are among the findings; parts of one
     series are joined. ``patient`` is the manifest's, or the PatientID, else the StudyInstanceUID, else the folder that
     holds several scans, else the scan. A ``sources.csv`` (scan_id, source) in the folder names each scan's hospital.
@@ -144,14 +145,38 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
     return cohort
 
 
+def with_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> pd.DataFrame:
+    """`assign_folds`; where that cannot be, a copy with no fold and a finding that says why."""
+    try:
+        return assign_folds(cohort, n_folds=n_folds, seed=seed)
+    except CohortError as error:
+        cohort = cohort.assign(fold=pd.array([pd.NA] * len(cohort), dtype="Int64"))
+        why = Finding("", "", "warned", f"{Reason.NO_FOLDS}: {error}")
+        cohort.attrs["findings"] = [*cohort.attrs.get("findings", []), list(why)]
+        return cohort
+
+
+def why_no_folds(cohort: pd.DataFrame) -> str:
+    """Why there is nothing to train and validate on; "" where a scan has both a label and a fold."""
+    if cohort[["label", "fold"]].notna().all(axis=1).any():
+        return ""
+    found = [finding.reason for finding in cohort_findings(cohort) if finding.reason.startswith(Reason.NO_FOLDS)]
+    return found[-1] if found else "no scan has both a label and a fold (a split to train and validate on)"
+
+
 def _mapping(labels: str | Mapping[str, int]) -> dict[str, int]:
-    """Names as `_class_of` asks for them -> 1 or 0."""
+    """Names as `_plain` writes them -> 1 or 0."""
     if isinstance(labels, str):
-        pairs = [re.split(r"[:=]", part) for part in re.split(r"[,;]", labels) if part.strip()]
-        if wrong := [pair for pair in pairs if len(pair) != 2 or pair[1].strip() not in ("0", "1")]:
-            raise CohortError(f'labels: {":".join(wrong[0])!r} is no NAME:1 or NAME:0, as in "Pneumonia:0, COVID:1"')
-        labels = {name: int(label) for name, label in pairs}
-    return {_plain(name): label for name, label in labels.items()}
+        labels = dict(re.split(r"[:=]", f"{part}:", maxsplit=1) for part in re.split(r"[,;]", labels) if part.strip())
+    given = {str(name).strip(): str(label).strip(": ") for name, label in labels.items()}
+    if wrong := [f"{name}:{label}" for name, label in given.items() if label not in ("0", "1") or not _plain(name)]:
+        raise CohortError(f'labels: {wrong[0]!r} is no NAME:1 or NAME:0, as in "Pneumonia:0, COVID:1"')
+    return {_plain(name): int(label) for name, label in given.items()}
+
+
+def _how_to_tell(names: Iterable[str]) -> str:
+    told = ",".join(f"{name}:0" for name in dict.fromkeys(names))
+    return f'tell what it is with -p labels="{told}", with 1 in place of 0 for COVID-19'
 
 
 def _plain(name: str) -> str:
@@ -170,7 +195,8 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
     """Split, label and unit, as the first parts of the id tell them."""
     parts = scan_id.split("/")
     split = SPLITS.get(parts[0].lower(), "") if len(parts) > 1 else ""
-    label = classes.get(_plain(parts[1])) if split and len(parts) > 2 else None
+    above = parts[1:2] if split else [part for part in parts[:1] if not part.isdecimal()]
+    label = classes.get(_plain(above[0])) if above and len(parts) > 1 + bool(split) else None
     inside = 0 if not split else 2 if label is None else 3
     unit = "/".join(parts[:inside]) if inside else os.path.dirname(scan_id)
     return {"split": split, "label": label, "unit": unit}
@@ -205,9 +231,9 @@ def _note_unknown_classes(found: list[Found], note: Note) -> None:
         for one in found
         if one.split in ("train", "valid") and one.label is None and one.scan_id.count("/") > 1
     )
+    how = _how_to_tell(folder.split("/")[1] for folder in unknown)
     for folder, count in unknown.items():
-        name = folder.split("/")[1]
-        note("", folder, "warned", f'{Reason.UNKNOWN_CLASS}: {count} scans without label; give labels="{name}:0" or 1')
+        note("", folder, "warned", f"{Reason.UNKNOWN_CLASS}: {count} scans without label; {how}")
 
 
 def _layout_below(root: str, note: Note) -> str:
@@ -435,6 +461,8 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
     given_too: dict[str, dict[str, Any]] = {}
     first_at: dict[str, int] = {}
     there = 0
+    given = [cells.get("label", "") for _, cells in lines]
+    how = "; or " + _how_to_tell(text for text in given if text and _plain(text) not in classes)
     for line, cells in lines:
         where = f"{path}, line {line}"
         if not cells["path"]:
@@ -457,7 +485,8 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
         full, kind = (full, kind) if kind else _inside(full, scan_id, note)
         one = Found(scan_id, full, kind, series_at(full) if kind == "dicom" else None, _measured(full, kind))
         split = _choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or ""
-        found.append(one._replace(split=split, label=_choice(cells.get("label", ""), classes, where, "label")))
+        label = _choice(cells.get("label", ""), classes, where, "label", how=how)
+        found.append(one._replace(split=split, label=label))
         given_too[scan_id] = {
             "fold": int(fold) if fold else None,
             "source": cells.get("source", ""),
@@ -497,10 +526,12 @@ def _measured(path: str, kind: str) -> tuple[int, int]:
         return 0, 0
 
 
-def _choice(text: str, choices: Mapping[str, Any], where: str, column: str, plain: Callable = _plain) -> Any:
+def _choice(
+    text: str, choices: Mapping[str, Any], where: str, column: str, plain: Callable = _plain, how: str = ""
+) -> Any:
     """The value a cell stands for, None for an empty one."""
     if not text:
         return None
     if plain(text) not in choices:
-        raise CohortError(f"{where}: {column} is {text!r}, expected one of {', '.join(choices)} or nothing")
+        raise CohortError(f"{where}: {column} is {text!r}, expected one of {', '.join(choices)} or nothing{how}")
     return choices[plain(text)]

@@ -89,7 +89,9 @@ def plan(*, profile: str = "paper", rate: float = 0.0, study: Study = DEFAULTS) 
     settings = runner.load_profile(profile, study.notebooks)
     given = runner.given_parameters(profile, study.data_root, study.out)
     layers = runner.layers(profile, settings, study.assignments, given)
-    print(estimate.report(runner.plan(runner.notebooks(study.notebooks), *layers), rate))
+    parameters = runner.plan(runner.notebooks(study.notebooks), *layers)
+    runner.check_data(parameters, settings)
+    print(estimate.report(parameters, rate))
 
 
 @app.command
@@ -117,7 +119,8 @@ def preprocess(data_root: str, out: str, *, assignments: Assignments = (), jobs:
     Args:
         data_root: CT folder or CSV manifest.
         out: the cache's folder.
-        assignments: NAME=VALUE, a parameter of preprocess.Params, such as size=256; may be repeated.
+        assignments: NAME=VALUE, a parameter of preprocess.Params, such as size=256, or labels="Pneumonia:0,X:1", what
+            class folders or a manifest's labels mean; may be repeated.
         jobs: processes; -1 means all cores.
         scheduler: a Dask scheduler, such as tcp://host:8786.
     """
@@ -125,11 +128,12 @@ def preprocess(data_root: str, out: str, *, assignments: Assignments = (), jobs:
     from e2d_lib.scans.cohort import read_cohort
 
     values = runner.parse_assignments(assignments).get("all", {})
+    labels = values.pop("labels", "")
     known = {field.name for field in dataclasses.fields(preprocess.Params)}
     if unknown := sorted(values.keys() - known):
         raise runner.StudyError(f"no preprocessing parameter {unknown[0]!r}; there are {', '.join(sorted(known))}")
     params = preprocess.Params(**values)
-    done = preprocess.run(read_cohort(data_root), out, params, n_jobs=jobs, scheduler=scheduler or None)
+    done = preprocess.run(read_cohort(data_root, labels=labels), out, params, n_jobs=jobs, scheduler=scheduler or None)
     print(done.scans["status"].value_counts().to_string())
     print(f"cache: {done.folder.as_posix()}")
 

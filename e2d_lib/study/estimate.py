@@ -58,7 +58,7 @@ def slice_count(chapter1: Mapping[str, Any]) -> tuple[int, int, str]:
         return scans, scans * (chapter1["slices_min"] + chapter1["slices_max"]) // 2, "of the phantom, on average"
     from e2d_lib.scans.cohort import read_cohort
 
-    cohort = read_cohort(chapter1["data_root"])
+    cohort = read_cohort(chapter1["data_root"], labels=chapter1["labels"])
     folders = [Path(path) for path in cohort["path"]]
     if all(folder.is_dir() for folder in folders):
         return len(cohort), sum(sum(1 for _ in folder.iterdir()) for folder in folders), "files in the scans' folders"

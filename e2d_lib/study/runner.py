@@ -1,7 +1,7 @@
 """The runner: chapters through papermill, with checked parameters, resumed where they stopped.
 
-A profile is a YAML file: ``description``, ``minutes`` (the longest that a chapter may take), ``all`` (parameters for
-every chapter that takes them), and a mapping for each chapter. What it leaves out is the notebook's default.
+A profile is a YAML file: ``description``, ``minutes`` (the longest that a chapter may take), ``first`` (the command that
+makes its data), ``all`` (parameters for every chapter that takes them), and a mapping for each chapter. What it leaves out is the notebook's default.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from e2d_lib.study import report, summary
 from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
-ABOUT = ("description", "minutes")  # what a profile says besides parameters
+ABOUT = ("description", "minutes", "first")  # what a profile says besides parameters
 HEARTBEAT = 60.0  # seconds between two lines of a chapter that no terminal shows a bar for
 
 
@@ -242,7 +242,7 @@ def run(
     given = given_parameters(profile, data_root, out)
     parameters = plan(chapters, *layers(profile, settings, assignments, given))
     chosen = _chosen(chapters, only)
-    _check_data(parameters)
+    check_data(parameters, settings)
     study = Run(chapters, parameters, resolve(given["run_dir"]), settings.get("minutes"))
     say(f"{profile} -> {shown(study.dir)}")
     for number, notebook in enumerate(chosen, 1):
@@ -335,14 +335,17 @@ def _from_root(path: str) -> str:
     return (full.relative_to(root()) if full.is_relative_to(root()) else full).as_posix()
 
 
-def _check_data(parameters: Mapping[str, Mapping[str, Any]]) -> None:
-    """A wrong data root is told before anything runs."""
-    data_root = parameters.get(DATA_CHAPTER, {}).get("data_root")
-    if data_root:
+def check_data(parameters: Mapping[str, Mapping[str, Any]], profile: Mapping[str, Any]) -> None:
+    """A wrong data root is told before anything runs, and how to have the data that a profile is made for."""
+    first = parameters.get(DATA_CHAPTER, {})
+    if data_root := first.get("data_root"):
+        expected = profile.get(DATA_CHAPTER, {}).get("data_root") == data_root
+        if expected and "first" in profile and not resolve(data_root).exists():
+            raise StudyError(f"{data_root} is not there yet; first run: {profile['first']}")
         from e2d_lib.scans.cohort import CohortError, read_cohort
 
         try:
-            read_cohort(resolve(data_root))
+            read_cohort(resolve(data_root), labels=first.get("labels", ""))
         except CohortError as error:
             raise StudyError(one_line(error)) from None
 

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from e2d_lib.evaluation import ablation
 from e2d_lib.evaluation.ablation import Result, Setting
+from e2d_lib.network import prediction
 from e2d_lib.phantom import phantom
 from e2d_lib.scans.cohort import assign_folds, read_cohort
 
@@ -167,12 +168,14 @@ def test_run_trains_once_and_scores_every_scan_every_time(tmp_path):
     cohort = assign_folds(read_cohort(tmp_path / "data"), n_folds=2)
     setting = Setting(preprocessing={"size": 32}, recipe={"epochs": 1, "scans_per_step": 4, "device": "cpu"})
     how = {"cache": tmp_path / "cache", "runs": tmp_path / "runs", "folds": [3], "redraws": 3, "n_jobs": 1}
+    how["data"] = "my cohort"
     first = ablation.run(setting, cohort, seeds=[0, 1], **how)
     valid = cohort[cohort["fold"] == 3].set_index("scan_id")["label"]
     assert len(first.scores) == 2 * 3 * len(valid)
     assert first.scores.groupby(["seed", "draw"])["scan_id"].agg(set).map(len).eq(len(valid)).all()
     assert (first.scores["label"] == first.scores["scan_id"].map(valid)).all()
     weights = Path(first.runs["checkpoint"].iloc[0])
+    assert prediction.trained_on([weights]) == "my cohort"
     before = os.stat(weights).st_mtime_ns
     again = ablation.run(setting, cohort, seeds=[0, 1], **how)
     assert os.stat(weights).st_mtime_ns == before

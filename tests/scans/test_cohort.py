@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from e2d_lib.scans.cohort import COHORT_COLUMNS, CohortError, assign_folds, cohort_findings, read_cohort
+from e2d_lib.scans.cohort import (
+    COHORT_COLUMNS,
+    CohortError,
+    assign_folds,
+    cohort_findings,
+    read_cohort,
+    why_no_folds,
+    with_folds,
+)
 from e2d_lib.scans.readers import Finding, Reason, open_scan
 from tests.make_scans import JPEG, RAS, dicom, opened, series, write_nifti
 
@@ -106,6 +114,27 @@ class TestReleasedLayout:
         write_scan(tmp_path / folders)
         assert brief(read_cohort(tmp_path)) == [expected]
 
+    @pytest.mark.parametrize("labels", ["CAP:0, Late covid: 1", {"cap": 0, "late-covid": 1}])
+    def test_classes_of_other_names(self, tmp_path, labels):
+        for name in ("train/CAP/a", "train/Late COVID/b", "valid/CAP/c"):
+            write_scan(tmp_path / name)
+        unknown = read_cohort(tmp_path)
+        assert unknown["label"].isna().all()
+        how = 'tell what it is with -p labels="CAP:0,Late COVID:0", with 1 in place of 0 for COVID-19'
+        told = {(f.slice, f.outcome, f.reason) for f in cohort_findings(unknown)}
+        assert told == {
+            (folder, "warned", f"unknown class folder: 1 scans without label; {how}")
+            for folder in ("train/CAP", "train/Late COVID", "valid/CAP")
+        }
+        known = read_cohort(tmp_path, labels=labels)
+        assert known["label"].tolist() == [0, 1, 0] and not cohort_findings(known)
+
+    @pytest.mark.parametrize("labels", ["CAP", "CAP:2", "CAP:", ":1", {"CAP": "yes"}])
+    def test_what_is_no_mapping(self, tmp_path, labels):
+        write_scan(tmp_path / "train" / "CAP" / "a")
+        with pytest.raises(CohortError, match="is no NAME:1 or NAME:0"):
+            read_cohort(tmp_path, labels=labels)
+
     def test_other_formats_in_the_layout(self, tmp_path):
         (tmp_path / "train" / "positive").mkdir(parents=True)
         write_nifti(tmp_path / "train" / "positive" / "a.nii.gz", RAS)
@@ -196,6 +225,13 @@ class TestLayoutDirt:
 
 
 class TestFreeTree:
+    def test_folders_of_classes_without_a_split(self, tmp_path):
+        for name in ("CT_COVID/a", "COVID/b", "normal/c", "1/d", "covid"):
+            write_scan(tmp_path / name)
+        assert brief(read_cohort(tmp_path, labels="CT_COVID:1")) == [
+            ("1/d", "", None), ("COVID/b", "", 1), ("CT_COVID/a", "", 1), ("covid", "", None), ("normal/c", "", 0)
+        ]  # fmt: skip
+
     def test_each_folder_file_and_series_is_a_scan(self, tmp_path):
         write_scan(tmp_path / "site b" / "scan10")
         write_scan(tmp_path / "site b" / "scan9")
@@ -405,6 +441,12 @@ class TestManifest:
     def test_labels(self, manifest, text, label):
         assert brief(read_cohort(manifest(f"path,label\na,{text}\n"))) == [("a", "", label)]
 
+    def test_labels_of_other_names(self, manifest):
+        path = manifest("path,label\na,CAP\nb.nii.gz,late\n")
+        with pytest.raises(CohortError, match=r"line 2: label is 'CAP', .* with -p labels=\"CAP:0,late:0\", with 1 in"):
+            read_cohort(path)
+        assert brief(read_cohort(path, labels="CAP:0,late:1")) == [("a", "", 0), ("b", "", 1)]
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -534,6 +576,17 @@ class TestFolds:
         ):
             assign_folds(cohort)
         assert set(assign_folds(cohort, n_folds=3)["fold"].dropna()) == {1, 2, 3, 4}
+
+    def test_too_few_is_a_finding_where_chapters_go_on(self):
+        cohort = published()
+        positive = (cohort["split"] == "train") & (cohort["label"] == 1)
+        few = with_folds(cohort.drop(cohort.index[positive][3:]))
+        why = "no folds: 4 stratified folds need 4 train scans of each class, got 3 positive, 655 negative"
+        assert few["fold"].isna().all() and why_no_folds(few) == why
+        assert cohort_findings(few) == [Finding("", "", "warned", why)]
+        enough = with_folds(cohort)
+        pd.testing.assert_frame_equal(enough, assign_folds(cohort))
+        assert not why_no_folds(enough) and not cohort_findings(enough)
 
     def test_unlabeled(self, tmp_path):
         write_scan(tmp_path / "a")

@@ -13,6 +13,7 @@ import papermill
 import pytest
 
 import e2d_lib
+from e2d_lib.scans import open_cohorts
 from e2d_lib.study import cli, runner
 from e2d_lib.study.chapter import Chapter, environment
 from e2d_lib.study.notebook import Notebook, Parameter, checked, resolve, root
@@ -162,6 +163,25 @@ def test_a_bad_profile_file_is_one_line(project, capsys):
     Path("flat.yaml").write_text("count: 3\n")
     assert e2d("--profile", "flat.yaml") == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_data_that_a_profile_is_made_for_and_are_not_there(project, capsys):
+    Path("mine.yaml").write_text(
+        "first: e2d fetch it data/it\n01_data_exploration: {data_root: data/it/manifest.csv}\n"
+    )
+    assert e2d("--profile", "mine.yaml") == 2
+    assert capsys.readouterr().err == "e2d: data/it/manifest.csv is not there yet; first run: e2d fetch it data/it\n"
+    assert e2d("--profile", "mine.yaml", "--data-root", "nowhere") == 2  # the user's own data
+    assert "nowhere' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["open", "open-cpu"])
+def test_profiles_on_fetched_data_name_the_command_that_fetches_them(profile):
+    settings = runner.load_profile(ROOT / "notebooks" / "profiles" / f"{profile}.yaml")
+    folder = Path(settings["01_data_exploration"]["data_root"]).parent.as_posix()
+    command = settings["first"].split()
+    assert command[:2] == ["e2d", "fetch"] and command[2] in open_cohorts.COHORTS and command[3] == folder
+    assert settings["first"] in (ROOT / "README.md").read_text()
 
 
 def test_parameters_are_read_despite_a_second_equals_sign(project):
