@@ -100,7 +100,8 @@ def run(
 
     cohort: with scan_id, path, format, label, fold. cache, runs: folders of preprocessed slices and of trained runs;
     what is there from earlier is used again. data: the cohort's name, kept beside each checkpoint. Scans whose window
-    is empty cannot be drawn from and are left out, unless the recipe leaves them blank (released). The first of the redraws gives the scores that are compared.
+    is empty cannot be drawn from and are left out, unless the recipe leaves them blank (released). The first of the
+    redraws gives the scores that are compared.
 
     Raises ValueError for unknown settings, and what preprocessing and training raise.
     """

@@ -1,7 +1,8 @@
 """The runner: chapters through papermill, with checked parameters, resumed where they stopped.
 
-A profile is a YAML file: ``description``, ``minutes`` (the longest that a chapter may take), ``first`` (the command that
-makes its data), ``all`` (parameters for every chapter that takes them), and a mapping for each chapter. What it leaves out is the notebook's default.
+A profile is a YAML file: ``description``, ``minutes`` (the longest that a chapter may take), ``first`` (the command
+that makes its data), ``all`` (parameters for every chapter that takes them), and a mapping for each chapter. What it
+leaves out is the notebook's default.
 """
 
 import contextlib
