@@ -24,7 +24,8 @@ def compare(
     level: float = 0.95,
     groups: Any = None,
 ) -> pd.DataFrame:
-    """Two settings on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, n, method, reason.
+    """Two settings on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, detectable, n,
+    method, reason.
 
     ``a``, ``b``: (n,) probabilities in the order of ``labels``, or (n, seeds) of several runs, not necessarily as many
     of both: metrics are then means over the runs, as in `metrics.pooled`, and so is the difference. Where pandas
@@ -36,6 +37,7 @@ def compare(
     cover the choice of scans, not that of seeds. For many comparisons see `metrics.adjust`.
     ``groups``: (n,), such as the patient: where one has several scans whole groups are resampled, and all three rows
     are the bootstrap's.
+    detectable: the smallest difference that would be found with 80 % power, were the error the one found here.
     Equal scores give difference 0 and p = 1. Where no test exists, p is NaN and ``reason`` says why.
     """
     indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series | pd.DataFrame)]
@@ -56,13 +58,13 @@ def compare(
     rows = []
     for metric in COMPARED:
         value_a, value_b = (point[metric] for point in points)
-        low, high, p, method, reason = np.nan, np.nan, np.nan, "", metrics.undefined(metric, runs[0])
+        low, high, p, error, method, reason = *[np.nan] * 4, "", metrics.undefined(metric, runs[0])
         if reason:
             pass
         elif metric in equal:
             p, reason = 1.0, f"equal {equal[metric]}"
         elif metric not in resampled:
-            low, high, p, method, reason = _delong_test(runs, contrast, level)
+            low, high, p, error, method, reason = _delong_test(runs, contrast, level)
         else:
             reason = lone
             if metric == "accuracy" and len(runs) == 2 and groups is None:
@@ -71,12 +73,14 @@ def compare(
                 reason = "every replicate gives the same difference"
             elif not lone:
                 low, high = bootstrap.percentiles(replicates[metric], level)
+                error = replicates[metric].std()
                 if not method:
                     beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
                     p = min(1.0, 2 * (beyond + 1) / (n_boot + 1))
                 method = f"{method}; paired bootstrap" if method else "paired bootstrap"
-        rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, len(runs[0].labels), method, reason))
-    columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "n", "method", "reason"]
+        n, seen = len(runs[0].labels), metrics.SEEN * error
+        rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, seen, n, method, reason))
+    columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "detectable", "n", "method", "reason"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -98,20 +102,20 @@ def _equal(pair: Sequence[Sequence[metrics.Scored]], name: str) -> bool:
 
 def _delong_test(
     runs: Sequence[metrics.Scored], contrast: np.ndarray, level: float
-) -> tuple[float, float, float, str, str]:
-    """low, high, p, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
+) -> tuple[float, float, float, float, str, str]:
+    """low, high, p, standard error, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
     if lone := metrics.lone_class(runs[0]):
-        return np.nan, np.nan, np.nan, "", lone
+        return *[np.nan] * 4, "", lone
     auc, covariance = metrics.delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
     difference, variance = contrast @ auc, contrast @ covariance @ contrast
     if variance < 1e-15:
         if abs(difference) < 1e-12:
-            return np.nan, np.nan, 1.0, "", "equal order of positive and negative scans"
-        return np.nan, np.nan, np.nan, "", "DeLong's variance is 0"
+            return np.nan, np.nan, 1.0, np.nan, "", "equal order of positive and negative scans"
+        return *[np.nan] * 4, "", "DeLong's variance is 0"
     error = np.sqrt(variance)
     reach = norm.isf((1 - level) / 2) * error
     p = 2 * norm.sf(abs(difference) / error)
-    return float(difference - reach), float(difference + reach), float(p), "DeLong, paired", ""
+    return float(difference - reach), float(difference + reach), float(p), float(error), "DeLong, paired", ""
 
 
 def _mcnemar(first: metrics.Scored, second: metrics.Scored) -> float:

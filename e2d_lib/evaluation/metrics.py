@@ -207,7 +207,60 @@ def placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, 
     return above, 1 - (among_all[:, m:] - rankdata(negative, axis=1)) / m
 
 
+# Calibration and use -----------------------------------------------------------------------------------------------
+
+
+def calibration(labels: Any, probabilities: Any, *, groups: Any = None, level: float = 0.95) -> pd.DataFrame:
+    """Intercept and slope of the labels' log-odds on the predicted ones; columns metric, value, low, high, n, reason.
+
+    slope: 1 is calibrated, less is overconfident. intercept: with the slope held at 1; 0 where as many scans are
+    positive as the probabilities add up to, more where fewer are predicted (Cox, Biometrika 45 (1958) 562-565; Van
+    Calster et al., BMC Medicine 17 (2019) 230). Wald's intervals; robust to ``groups``, such as patients of several
+    scans. NaN, with the reason, where a class is absent or the classes lie apart, so that nothing finite fits.
+    """
+    from statsmodels.api import GLM, families
+
+    data = checked(labels, probabilities, 0.5, None, groups)
+    x, y = logit(np.clip(data.probabilities, 1e-6, 1 - 1e-6)), data.labels
+    reasons = {"intercept": "" if 0 < data.n_positive < len(y) else "one class only"}
+    reasons["slope"] = reasons["intercept"] or ("constant scores" if np.ptp(x) == 0 else "")
+    if not reasons["slope"] and (min(x[y == 1]) > max(x[y == 0]) or max(x[y == 1]) < min(x[y == 0])):
+        reasons["slope"] = "the classes lie apart"
+    one, rows = np.ones_like(x), []
+    designs = {"intercept": (one[:, None], x), "slope": (np.column_stack([one, x]), np.zeros_like(x))}
+    kind = {} if data.groups is None else {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(data.groups)[0]}}
+    for name, (design, offset) in designs.items():
+        value, low, high = np.nan, np.nan, np.nan
+        if not reasons[name]:
+            fit = GLM(y, design, families.Binomial(), offset=offset).fit(**kind)
+            value, (low, high) = fit.params[-1], fit.conf_int(1 - level)[-1]
+        rows.append((name, value, low, high, len(y), reasons[name]))
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "reason"])
+
+
+def net_benefit(
+    labels: Any, probabilities: Any, thresholds: Sequence[float], *, rng: np.random.Generator, n_boot: int = 2000,
+    groups: Any = None,
+) -> pd.DataFrame:  # fmt: skip
+    """A decision curve: columns threshold, network, low, high (95 %, stratified bootstrap), treat_all, treat_none.
+
+    Net benefit a scan at threshold t, in (0, 1): true positives less t / (1 - t) for each false one; who acts at t says
+    that a needless call costs that much of a right one (Vickers & Elkin, Medical Decision Making 26 (2006) 565-574).
+    """
+    data, cuts = checked(labels, probabilities, 0.5, None, groups), np.asarray(thresholds, dtype=float)
+    worth = np.where(data.labels[:, None] == 1, 1.0, -cuts / (1 - cuts))  # (n, cuts): of calling a scan positive
+    called = worth * (data.probabilities[:, None] >= cuts)
+    blocks = bootstrap.counts(rng, n_boot, len(called), strata=data.labels, groups=data.groups)
+    drawn = np.concatenate([block @ called / block.sum(1, keepdims=True) for block in blocks])
+    low, high = np.full((2, len(cuts)), np.nan) if lone_class(data) else np.quantile(drawn, [0.025, 0.975], axis=0)
+    columns = {"network": called.mean(0), "low": low, "high": high, "treat_all": worth.mean(0), "treat_none": 0.0}
+    return pd.DataFrame({"threshold": cuts, **columns})
+
+
 # Paired comparisons ------------------------------------------------------------------------------------------------
+
+SEEN = norm.isf(0.025) + norm.ppf(0.8)
+"""A difference of so many standard errors is found with 80 % power by a test at 5 %."""
 
 
 def adjust(pvalues: Any, *, method: str = "holm") -> np.ndarray:

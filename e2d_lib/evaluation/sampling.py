@@ -391,7 +391,8 @@ def paired(
     none, that column is the other's. Columns method, baseline, n_samples, n_intervals, measure, difference (mean over
     scans of the method's less the baseline's), low, high (bootstrap of the scans, as in `summary`), p_value (Wilcoxon
     signed-rank test, two-sided, scans that do not differ left out; 1 where none differs), p_holm (corrected for all
-    tests of the table), n (scans that have the measure), n_differ (scans that differ, by more than rounding).
+    tests of the table), detectable (the smallest mean difference found with 80 % power, by its error), n (scans that
+    have the measure), n_differ (scans that differ, by more than rounding).
 
     mean_area_bias has a sign: nearer to the baseline is not nearer to 0; mean_area_error says which is better.
     Raises SamplingError when the table has no such baseline, or nothing to compare with it.
@@ -416,8 +417,10 @@ def paired(
             values = np.where(np.abs(values) > 1e-12, values, 0.0)  # equal probabilities, rounded along other ways
             differ = values[values != 0]
             p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
-            rows.append((*key, measure, values.mean(), *boot(values), p_value, len(values), len(differ)))
-    columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "n", "n_differ"]
+            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+            seen = metrics.SEEN * error
+            rows.append((*key, measure, values.mean(), *boot(values), p_value, seen, len(values), len(differ)))
+    columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "detectable", "n", "n_differ"]
     table = pd.DataFrame(rows, columns=columns).astype({"n_intervals": "Int64"})
     table.insert(1, "baseline", baseline)
     table.insert(table.columns.get_loc("p_value") + 1, "p_holm", metrics.adjust(table["p_value"]))
@@ -480,7 +483,8 @@ def in_words(
             if row.p_holm < 0.05 and row.low * row.high > 0:
                 verdict = "better" if (row.difference > 0) == (row.measure in HIGHER_IS_BETTER) else "worse"
             found.append(
-                f"{MEASURES[row.measure]} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}), {verdict}"
+                f"{MEASURES[row.measure]} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, "
+                f"{row.detectable:.3f} would be seen), {verdict}"
             )
         lines.append(f"- {method} against {part['baseline'].iloc[0]}, {n_samples} slices: {'; '.join(found)}")
     return lines

@@ -167,7 +167,7 @@ THRESHOLDS = ("0.5", "carried", "anew")
 
 def by_source(scored: pd.DataFrame) -> pd.DataFrame:
     """Means over replicates for each design and source: scans, positive, roc_auc, brier, sensitivity and specificity at
-    the carried threshold, macro F1 at each of `THRESHOLDS`, and calibration (`calibration`). NaN: a class is absent."""
+    the carried threshold, macro F1 at each of `THRESHOLDS`, and `metrics.calibration`. NaN: a class is absent."""
     rows = []
     for (name, source, _), own in scored.groupby(["design", "source", "replicate"], sort=False):
         y, p = own["label"].to_numpy(dtype=np.int64), own["probability"].to_numpy()
@@ -178,25 +178,9 @@ def by_source(scored: pd.DataFrame) -> pd.DataFrame:
         row = {"design": name, "source": source, "scans": len(y), "positive": int(y.sum())}
         row |= {metric: at["carried"][metric] for metric in ("roc_auc", "brier", "sensitivity", "specificity")}
         row |= {f"macro_f1_{cut}": values["macro_f1"] for cut, values in at.items()}
-        rows.append(row | calibration(y, p))
+        rows.append(row | metrics.calibration(y, p).set_index("metric")["value"].to_dict())
     keys = ["design", "source", "scans", "positive"]
     return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
-
-
-def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """``slope`` and ``intercept`` of the labels' log-odds on the predicted ones; 1 and 0 are calibrated (Cox 1958).
-
-    NaN where a class is absent, or the classes lie apart, so that no slope is finite.
-    """
-    from statsmodels.api import Logit
-
-    none = {"slope": np.nan, "intercept": np.nan}
-    p = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    x, y = np.log(p / (1 - p)), np.asarray(labels)
-    if len(set(y)) < 2 or np.ptp(x) == 0 or min(x[y == 1]) > max(x[y == 0]) or max(x[y == 1]) < min(x[y == 0]):
-        return none
-    fit = Logit(y, np.column_stack([np.ones_like(x), x])).fit(disp=0, method="bfgs", maxiter=200)
-    return {"slope": float(fit.params[1]), "intercept": float(fit.params[0])}
 
 
 def challenge(scored: pd.DataFrame) -> pd.DataFrame:
@@ -228,7 +212,8 @@ def _class_f1(positive: pd.Series, called: pd.Series) -> list[float]:
 
 
 def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rng: np.random.Generator) -> dict:
-    """Mean over sources of ROC AUC, first less second, on the same scans: difference, low, high (95 %), p_value.
+    """Mean over sources of ROC AUC, first less second, on the same scans: difference, low, high (95 %), p_value,
+    detectable (as of `comparison.compare`).
 
     Both replicates and patients are drawn again: replicates whole and R - 1 of R, which makes their part of the
     variance unbiased; patients within class and source. One replicate: the interval is over patients alone. Sources of
@@ -254,7 +239,8 @@ def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rn
     low, high = np.quantile(drawn, [0.025, 0.975])
     tail = max(min((drawn <= 0).mean(), (drawn >= 0).mean()), 1 / n_boot)
     value = float(np.mean([contrast.mean() for contrast in contrasts.values()]))
-    return {"difference": value, "low": float(low), "high": float(high), "p_value": min(1.0, 2 * float(tail))}
+    found = {"difference": value, "low": float(low), "high": float(high), "p_value": min(1.0, 2 * float(tail))}
+    return found | {"detectable": float(metrics.SEEN * drawn.std())}
 
 
 def _wins(scored: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -19,6 +19,8 @@ class TestCompare:
         error = math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
         assert row.difference == pytest.approx(auc[1] - auc[0])
         assert row.p_value == pytest.approx(math.erfc(abs(auc[1] - auc[0]) / error / math.sqrt(2)))
+        # at a difference of that size, a normal estimate is beyond 1.96 errors with a probability of 0.8
+        assert math.erfc((1.959964 - row.detectable / error) / math.sqrt(2)) / 2 == pytest.approx(0.8, abs=1e-4)
         assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
 
     def test_delong_of_means_over_seeds_by_brute_force(self, rng):
@@ -32,6 +34,11 @@ class TestCompare:
         assert row.a == pytest.approx(auc[:3].mean()) and row.difference == pytest.approx(auc @ shares)
         assert row.p_value == pytest.approx(math.erfc(abs(auc @ shares) / error / math.sqrt(2)))
         assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
+
+    def test_what_would_be_seen_is_from_the_interval(self, rng):
+        labels, a = scans(rng, 400)
+        table = comparison.compare(labels, a, np.clip(a + rng.normal(0, 0.2, 400), 0, 1), rng=rng, n_boot=4000)
+        np.testing.assert_allclose(table["detectable"], 2.801585 * (table["high"] - table["low"]) / 3.919928, rtol=0.05)
 
     def test_a_run_repeated_counts_once(self, rng):
         labels, a = scans(rng)

@@ -6,8 +6,11 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
+from scipy.special import expit
 from scipy.stats import binom, norm
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
@@ -590,3 +593,73 @@ def test_every_labelling_of_five_scans():
             pairs = [(x > y) + 0.5 * (x == y) for x in scores[labels == 1] for y in scores[labels == 0]]
             assert metrics.point_metrics(labels, scores)["roc_auc"] == pytest.approx(np.mean(pairs))
             assert metrics.delong(labels, scores)[0][0] == pytest.approx(np.mean(pairs))
+
+
+class TestCalibration:
+    """Against the definitions: scikit-learn's unpenalised slope, the root of the score, the inverse information."""
+
+    def data(self, n=400):
+        rng = np.random.default_rng(2)
+        logit = rng.normal(0, 1.5, n)
+        return logit, (rng.random(n) < expit(0.4 + 0.6 * logit)).astype(int)
+
+    def test_values_and_intervals(self):
+        logit, y = self.data()
+        got = metrics.calibration(y, expit(logit)).set_index("metric")
+        fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logit[:, None], y)
+        assert got.loc["slope", "value"] == pytest.approx(fit.coef_[0, 0], abs=1e-4)
+        at_one = brentq(lambda a: (y - expit(a + logit)).sum(), -5, 5)
+        assert got.loc["intercept", "value"] == pytest.approx(at_one, abs=1e-6)
+        x = np.column_stack([np.ones(len(y)), logit])
+        for name, design, p in (
+            ("slope", x, fit.predict_proba(logit[:, None])[:, 1]),
+            ("intercept", x[:, :1], expit(at_one + logit)),
+        ):
+            error = np.sqrt(np.linalg.inv((design.T * (p * (1 - p))) @ design)[-1, -1])
+            row = got.loc[name]
+            assert (row["low"], row["high"]) == pytest.approx(
+                (row["value"] - 1.959964 * error, row["value"] + 1.959964 * error), abs=1e-3
+            )
+        assert list(got["n"]) == [400, 400] and list(got["reason"]) == ["", ""]
+
+    def test_scans_of_one_patient_are_no_more_than_one(self):
+        logit, y = self.data()
+        once = metrics.calibration(y, expit(logit)).set_index("metric")
+        twice = metrics.calibration(np.tile(y, 2), expit(np.tile(logit, 2)), groups=np.tile(np.arange(400), 2))
+        width, doubled = (t["high"] - t["low"] for t in (once, twice.set_index("metric")))
+        assert np.allclose(doubled / width, 1, atol=0.2)  # 0.71 were each scan a patient's
+
+    @pytest.mark.parametrize(
+        ("labels", "reasons"),
+        [
+            ([0, 0, 1, 1], ["", "the classes lie apart"]),
+            ([1, 1, 0, 0], ["", "the classes lie apart"]),
+            ([0, 0, 0, 0], ["one class only"] * 2),
+        ],
+    )
+    def test_none_where_nothing_finite_fits(self, labels, reasons):
+        table = metrics.calibration(labels, [0.1, 0.2, 0.7, 0.8])
+        assert list(table["reason"]) == reasons and list(table["value"].isna()) == [bool(why) for why in reasons]
+
+
+class TestNetBenefit:
+    def test_hand_worked(self, rng):
+        table = metrics.net_benefit(LABELS, SCORES, [0.25, 0.5], rng=rng, n_boot=50)
+        # at 0.25: 4 true, 3 false positives at a third each; at 0.5: 3 true, 2 false
+        assert table["network"].tolist() == pytest.approx([(4 - 3 / 3) / 10, (3 - 2) / 10])
+        assert table["treat_all"].tolist() == pytest.approx([(4 - 6 / 3) / 10, (4 - 6) / 10])
+        assert table["treat_none"].tolist() == [0, 0] and table["threshold"].tolist() == [0.25, 0.5]
+
+    def test_interval_is_the_binomials(self, rng):
+        labels, p = scans(rng, 600)
+        row = metrics.net_benefit(labels, p, [0.4], rng=rng, n_boot=4000).iloc[0]
+        share, called = labels.mean(), p >= 0.4
+        rates = [called[labels == value].mean() for value in (1, 0)]
+        parts = [r * (1 - r) / (labels == value).sum() for r, value in zip(rates, (1, 0), strict=True)]
+        error = np.sqrt(share**2 * parts[0] + ((1 - share) * 0.4 / 0.6) ** 2 * parts[1])
+        assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.06)
+        assert row["low"] < row["network"] < row["high"]
+
+    def test_one_scan_of_a_class_has_no_interval(self, rng):
+        table = metrics.net_benefit([1, 0, 0], [0.9, 0.2, 0.6], [0.5], rng=rng, n_boot=20)
+        assert table[["low", "high"]].isna().all(axis=None) and table["network"].item() == pytest.approx(0)

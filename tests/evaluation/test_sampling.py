@@ -290,6 +290,7 @@ class TestPaired:
         assert row["difference"] == pytest.approx(shift.mean())
         assert row["p_value"] == pytest.approx(stats.wilcoxon(shift).pvalue)
         assert row["low"] < shift.mean() < row["high"] < 0
+        assert row["detectable"] == pytest.approx((1.959964 + 0.841621) * stats.sem(shift), rel=1e-5)
         assert (row["method"], row["baseline"], row["n_intervals"], row["n_differ"]) == ("kds", "random", 4, 30)
         # Holm: the smallest of as many p-values as there are measures
         assert row["p_holm"] == pytest.approx(min(1, len(sampling.MEASURES) * row["p_value"]))
@@ -410,10 +411,10 @@ def test_words_say_which_way_is_better():
         ("position_sd", 0.1, 0.01, 0.2, 0.2),  # the interval alone
     ]
     tests = pd.DataFrame(rows, columns=["measure", "difference", "low", "high", "p_holm"]).assign(
-        method="kds", baseline="random", n_samples=8, n_intervals=4
+        method="kds", baseline="random", n_samples=8, n_intervals=4, detectable=0.14
     )
     (line,) = sampling.in_words(tests)
     verdicts = [part.rsplit(", ", 1)[1] for part in line.split("; ")]
     assert verdicts == ["better", "better", "worse", "no different", "no different"]
-    assert line.startswith("- kds against random, 8 slices: Kolmogorov")
+    assert line.startswith("- kds against random, 8 slices: Kolmogorov") and line.count("0.140 would be seen") == 5
     assert sampling.in_words(tests.assign(n_samples=4)) == []

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, f1_score, recall_score, roc_auc_score
 
 from e2d_lib.evaluation import sources
@@ -144,21 +143,6 @@ def test_challenge_score_with_and_without_the_absent_class():
     assert got["anew", "left out"] == pytest.approx(((2 / 3 + 4 / 5) / 2 + 2 / 3) / 2)
 
 
-class TestCalibration:
-    def test_against_scikit_learn(self):
-        rng = np.random.default_rng(2)
-        logit = rng.normal(0, 1.5, 400)
-        y = (rng.random(400) < 1 / (1 + np.exp(-(0.4 + 0.6 * logit)))).astype(int)
-        got = sources.calibration(y, 1 / (1 + np.exp(-logit)))
-        fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(logit[:, None], y)
-        assert got["slope"] == pytest.approx(fit.coef_[0, 0], abs=1e-3)
-        assert got["intercept"] == pytest.approx(fit.intercept_[0], abs=1e-3)
-
-    @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
-    def test_none_where_no_slope_is_finite(self, labels):
-        assert all(np.isnan(value) for value in sources.calibration(labels, np.array([0.1, 0.2, 0.7, 0.8])).values())
-
-
 class TestDifference:
     def of(self, seed: int, gain: float) -> pd.DataFrame:
         rng = np.random.default_rng(seed)
@@ -208,7 +192,7 @@ class TestDifference:
 
     def test_nothing_between_equals(self):
         got = sources.auc_difference(self.of(0, 1), self.of(0, 1), n_boot=50, rng=np.random.default_rng(0))
-        assert got == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0}
+        assert got == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "detectable": 0.0}
 
     def test_sources_of_one_class(self):
         one = self.of(0, 1).assign(label=0)

@@ -5,6 +5,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
 
 from tests.notebooks.conftest import PUBLISHED, asked, holm, in_order, points
 
@@ -84,6 +87,7 @@ def test_metrics_by_threshold_run_fraction_and_source(ci_run, scores, main):
     table = ci_run.numbers(CHAPTER, "metrics")
     first, second = table[table["at"] == "0.5"], table[table["at"] == "chosen"]
     assert len(first) == 8 and set(second["metric"]) == set(AT_A_CUT)
+    assert set(table["prevalence"]) == {main["label"].mean()} and main["label"].mean() != 0.5
     agree(first, points(main["label"], main["probability"]))
     agree(second, points(main["label"], main["probability"], main["chosen"]))
     n = {"sensitivity": (main["label"] == 1).sum(), "specificity": (main["label"] == 0).sum()}
@@ -103,13 +107,62 @@ def test_metrics_by_threshold_run_fraction_and_source(ci_run, scores, main):
             assert part.set_index("metric").loc["accuracy", "n"] == len(own)
 
 
-def test_headline_is_the_scores_of_the_run_on_all_scans(ci_run, main):
+@pytest.fixture(scope="module")
+def calibration(main) -> dict[str, float]:
+    """Of the labels on the predicted log-odds: an unpenalised slope, and the intercept that is right on average."""
+    x, y = logit(main["probability"].to_numpy()), main["label"].to_numpy()
+    fit = LogisticRegression(C=np.inf, tol=1e-12, max_iter=1000).fit(((x - x.mean()) / x.std())[:, None], y)
+    return {"intercept": brentq(lambda a: (y - expit(a + x)).sum(), -9, 9), "slope": fit.coef_[0, 0] / x.std()}
+
+
+def test_calibration_and_net_benefit(ci_run, main, calibration, tmp_path_factory):
+    table = ci_run.numbers(CHAPTER, "calibration").set_index("metric")
+    assert table["value"].to_dict() == pytest.approx(calibration, rel=1e-3)
+    assert table["low"].lt(table["value"]).all() and table["high"].gt(table["value"]).all()
+    use, y = ci_run.numbers(CHAPTER, "net_benefit"), main["label"] == 1
+    assert list(use["threshold"]) == pytest.approx(np.arange(0.05, 1, 0.05))
+    worth = [
+        (((called & y).sum() - (called & ~y).sum() * t / (1 - t)) / len(y))
+        for t in use["threshold"]
+        for called in (main["probability"] >= t, y | True)
+    ]
+    np.testing.assert_allclose(use[["network", "treat_all"]], np.reshape(worth, (-1, 2)), atol=1e-12)
+    assert use["treat_none"].eq(0).all() and use["network"].nunique() > 2
+    assert (use["low"] - 1e-9).le(use["network"]).all() and (use["high"] + 1e-9).ge(use["network"]).all()
+    (axis,) = ci_run.figures(CHAPTER, tmp_path_factory.mktemp("drawn"))["net_benefit"].axes
+    for line, policy in zip(axis.lines, ("network", "treat_all", "treat_none"), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), use[["threshold", policy]])
+    assert axis.get_xlabel() == "threshold" and axis.get_ylabel() == "net benefit, true positives a scan"
+
+
+def test_networks_that_learnt_nothing_are_no_result(ci_run, scores, tmp_path_factory):
+    history = ci_run.numbers("04_training", "history").set_index(["run", "epoch"])["loss"]
+    runs = ci_run.table("04_training", "runs")
+    loss = [history[run.run, run.epoch] for run in runs.itertuples()]
+    table = ci_run.numbers(CHAPTER, "learnt")
+    assert list(table["loss"]) == pytest.approx(loss)
+    assert list(table["learnt"]) == [value < np.log(2) for value in loss] and table["learnt"].nunique() == 2
+    few = table.loc[table["learnt"], "fraction"].tolist()  # at ci size the run on all scans keeps its first epoch
+    figures = ci_run.figures(CHAPTER, tmp_path_factory.mktemp("drawn"))
+    (axis,) = figures["few_shot"].axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == [f"{100 * share:g} %" for share in few]
+    auc = points(*(scores.loc[scores["fraction"].isin(few), name] for name in ("label", "probability")))["roc_auc"]
+    assert [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()] == pytest.approx([auc])
+    (text,) = [said for said in ci_run.said(CHAPTER) if said.startswith("Left out")]
+    assert text.endswith(": " + ", ".join(f"{100 * share:g} %" for share in runs["fraction"] if share not in few) + ".")
+    assert "a network on all scans has not learnt" in ci_run.said(CHAPTER)[-1].lower()
+
+
+def test_headline_is_the_scores_of_the_run_on_all_scans(ci_run, main, calibration):
     headline, table = ci_run.headline(CHAPTER), ci_run.numbers(CHAPTER, "metrics").set_index(["at", "metric"])
     plain = points(main["label"], main["probability"])
     again = points(main["label"], main["probability"], main["chosen"])
     expected = plain | {f"{name}_at_chosen": again[name] for name in AT_A_CUT}
-    assert {name: entry["value"] for name, entry in headline.items()} == pytest.approx(expected, rel=1e-6)
-    for name, entry in headline.items():
+    values = {name: entry["value"] for name, entry in headline.items()}
+    for name, value in calibration.items():
+        assert values.pop(f"{name}_of_calibration") == pytest.approx(value, rel=1e-3)
+    assert values == pytest.approx(expected, rel=1e-6)
+    for name, entry in ((name, headline[name]) for name in values):
         row = table.loc[("chosen" if name.endswith("_at_chosen") else "0.5", name.removesuffix("_at_chosen"))]
         assert entry["n"] == row["n"] and entry["ci95"] == pytest.approx(
             [None if np.isnan(end) else end for end in (row["low"], row["high"])]
@@ -185,7 +238,19 @@ def test_answer_says_what_the_tables_say(ci_run, main):
     numbers = [len(main), *printed(table.loc[("0.5", "roc_auc")]), *printed(table.loc[("0.5", "macro_f1")])]
     numbers += printed(table.loc[("chosen", "macro_f1")])
     numbers += [*printed(first[["difference", "low", "high"]]), f"{first['p_value']:.2g}"]
-    assert first["metric"] == "roc_auc" and in_order(ci_run.said(CHAPTER)[-1], *numbers)
+    numbers.append(f"{first['detectable']:.3f}")
+    answer = ci_run.said(CHAPTER)[-1]
+    assert first["metric"] == "roc_auc" and in_order(answer, *numbers) and "seeds are not in them" in answer
+    assert f"at a prevalence of {main['label'].mean():.3f}" in answer
+    for row in ci_run.numbers(CHAPTER, "calibration").itertuples():
+        assert in_order(answer.partition("Calibration")[2], *printed((row.value, row.low, row.high)))
+    tests = ci_run.numbers(CHAPTER, "aggregations_against_mean")
+    clear = tests[tests["p_holm"] < 0.05]
+    (line,) = [line for line in answer.splitlines() if "Against the mean" in line]
+    assert f", {len(tests)} tests: " in line and ("none differs" in line) == clear.empty
+    assert all(
+        in_order(line, *(f"{row[c]:+.3f}" for c in ("difference", "low", "high"))) for _, row in clear.iterrows()
+    )
 
 
 def test_model_card_holds_the_metrics(ci_run, main):
@@ -207,6 +272,7 @@ def test_figures_show_the_scores(ci_run, main, scores, tmp_path_factory):
         found = [int(re.search(r"\d+", text.get_text())[0]) for text in axes.texts]
         assert found == cells
     auc = {f: points(t["label"], t["probability"])["roc_auc"] for f, t in scores.groupby("fraction")}
+    assert set(ci_run.numbers(CHAPTER, "learnt").query("learnt or fraction == 1")["fraction"]) == set(auc)
     lines = [line for axes in figures["roc_pr"].axes for line in axes.lines if len(line.get_xdata()) > 2]
     areas = [np.trapezoid(np.asarray(line.get_ydata(), float), np.asarray(line.get_xdata(), float)) for line in lines]
     assert all(any(area == pytest.approx(value, abs=1e-6) for area in areas) for value in auc.values())
