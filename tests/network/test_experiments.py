@@ -1,55 +1,13 @@
-"""Jobs over folds, fractions and seeds, and the submission file that their checkpoints give."""
+"""Jobs over folds, fractions and seeds."""
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
-from e2d_lib import io
-from e2d_lib.method import preprocess
-from e2d_lib.network import experiments, prediction, training
+from e2d_lib.network import experiments, training
 from e2d_lib.network.model import ModelConfig
 from e2d_lib.network.slices import ScanSlices
-from e2d_lib.scans.cohort import assign_folds, read_cohort
 from e2d_lib.study import cli
-
-PARAMS = preprocess.Params(size=32)
-
-
-def body(rng: np.random.Generator, bright: bool) -> np.ndarray:
-    """A slice: a body with one lung; positives have something bright in it."""
-    image = np.zeros((64, 64), np.uint8)
-    image[6:58, 6:58] = 200
-    image[16:48, 14:44] = 40
-    if bright:
-        image[36:46, 18:40] = 160
-    return image + rng.integers(0, 8, image.shape, dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A cohort on disk: 8 training scans of each class and 4 validation scans, of 12 slices."""
-    root = tmp_path_factory.mktemp("cohort")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("valid", 4)):
-        for label in ("positive", "negative"):
-            for number in range(count):
-                folder = root / split / label / f"ct_scan_{number}"
-                folder.mkdir(parents=True)
-                for k in range(12):
-                    cv2.imwrite(str(folder / f"{k}.jpg"), body(rng, label == "positive"))
-    return root
-
-
-@pytest.fixture(scope="module")
-def cohort(data):
-    return assign_folds(read_cohort(data))
-
-
-@pytest.fixture(scope="module")
-def slices(cohort, tmp_path_factory):
-    done = preprocess.run(cohort, tmp_path_factory.mktemp("cache"), PARAMS, n_jobs=1)
-    return ScanSlices.from_preprocessed(done, cohort)
 
 
 def test_jobs_are_every_combination_the_whole_first():
@@ -80,59 +38,29 @@ def test_an_unknown_fold_is_told(slices, cohort):
         experiments.parts(slices, cohort, experiments.Job(7, 1.0, 0))
 
 
-@pytest.mark.slow
-def test_checkpoints_score_unlabeled_scans_and_give_a_bad_one_a_reason(slices, cohort, data, tmp_path, capsys):
-    recipe = training.Recipe.corrected(epochs=2, scans_per_step=4, lr=3e-3, device="cpu", augment=False, inner_least=2)
-    outcome = experiments.run(
-        experiments.jobs([1, 5], [1.0], [0]),
-        slices,
-        cohort,
-        model=ModelConfig(backbone="test_efficientnet", pretrained=False),
-        recipe=recipe,
-        out_dir=tmp_path / "runs",
-        preprocessing=vars(PARAMS),
-        data="phantom",
-    )
-    assert set(outcome.predictions["part"]) == {"valid", "inner"}
-    assert list(outcome.runs["valid"]) == [4, 8]
-
-    unlabeled = tmp_path / "new"
-    for number, scan in enumerate(sorted((data / "valid").glob("*/*"))):
-        (unlabeled / f"scan_{number}").mkdir(parents=True)
-        for path in scan.iterdir():
-            (unlabeled / f"scan_{number}" / path.name).write_bytes(path.read_bytes())
-    (unlabeled / "scan_bad").mkdir()
-    (unlabeled / "scan_bad" / "0.jpg").write_text("not a picture")
-    checkpoints = list(outcome.runs["checkpoint"])
-    arguments = ["--data", str(unlabeled), "--out", str(tmp_path / "p.csv"), "--device", "cpu", "--jobs", "1"]
-    assert cli.main(["predict", "--checkpoint", *checkpoints, *arguments]) == 0
-    table = pd.read_csv(tmp_path / "p.csv", dtype={"prediction": "Int64"}).set_index("scan_id")
-    assert len(table) == 9 and table["probability"].notna().sum() == 8
-    bad = table.loc["scan_bad"]
-    assert pd.isna(bad["prediction"]) and "undecodable" in bad["reason"]
-    scored = table.drop("scan_bad")
-    assert (scored["n_checkpoints"] == 2).all()
-    assert (scored["prediction"] == (scored["probability"] >= 0.5)).all()
-    assert (table["trained_on"] == "phantom").all()
-    assert "trained on the phantom, computed images: these predictions mean nothing" in capsys.readouterr().out
-
-    capsys.readouterr()
-    assert cli.main(["predict", "--checkpoint", str(tmp_path / "none.safetensors"), *arguments]) == 2
-    assert cli.main(["predict", "--checkpoint", checkpoints[0], "--data", str(tmp_path / "x"), *arguments[2:]]) == 2
-    assert capsys.readouterr().err.count("\n") == 2
-
-
-def test_what_checkpoints_were_trained_on_is_told(tmp_path):
-    paths = [tmp_path / name / "model.safetensors" for name in "abc"]
-    for path, record in zip(paths, ({"data": "ricord"}, {"data": "phantom"}, None), strict=True):
-        path.parent.mkdir()
-        if record:
-            io.write_json(path.parent / "trained_on.json", record)
-    told = {n: prediction.trained_on(paths[:n]) for n in (1, 2, 3)}
-    assert told == {1: "ricord", 2: "phantom, ricord", 3: "not recorded, phantom, ricord"}
-    assert "mean nothing for patients" in prediction.caution(told[2]) and "not a" not in prediction.caution(told[2])
-    assert "is not recorded" in prediction.caution(prediction.trained_on(paths[2:]))
-    assert "no prediction here is a diagnosis" in prediction.caution(told[1])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 0], r"validation fold: no positive scan among 3 \(0 positive, 3 negative\)"),
+        ([1, 1], r"validation fold: no negative scan among 2 \(2 positive, 0 negative\)"),
+        ([0], r"validation fold: no positive scan among 1 \(0 positive, 1 negative\)"),
+    ],
+)
+def test_a_fold_of_one_class_or_one_scan_is_not_scored(labels, message, rng, tmp_path):
+    labels = [k % 2 for k in range(8)] + labels
+    names = [f"scan {k}" for k in range(len(labels))]
+    images = [rng.integers(0, 256, (9, 32, 32), dtype=np.uint8) for _ in labels]
+    made = ScanSlices.from_arrays(images, [np.arange(1, 10)] * len(labels), labels, names)
+    cohort = pd.DataFrame({"scan_id": names, "fold": [1] * 8 + [5] * (len(labels) - 8)})
+    with pytest.raises(training.TrainingError, match=message):
+        experiments.run(
+            [experiments.Job(5, 1.0, 0)],
+            made,
+            cohort,
+            model=ModelConfig("test_efficientnet", pretrained=False),
+            recipe=training.Recipe.corrected(),
+            out_dir=tmp_path,
+        )
 
 
 def test_preprocess_command_names_an_unknown_parameter(data, tmp_path, capsys):
