@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from e2d_lib import io
 from e2d_lib.elsewhere.masks import read_mask
 from e2d_lib.method import ssfl
 from e2d_lib.phantom import phantom
@@ -239,26 +240,13 @@ class Failure(NamedTuple):
         return self.make.__name__.replace("_", " ")
 
 
-FAILURES = (
-    Failure(prone, "box and holes know no front and back"),
-    Failure(upside_down, "the window is a run of slices, wherever it lies"),
-    Failure(
-        thick_table,
-        "parted from the back by air, its rows are a run of their own, shorter than the body's; columns may widen",
-    ),
-    Failure(metal, "streaks must be as wide as the filters, or open the chest wall, to count"),
-    Failure(small_circle, "the circle's edge opens the lungs to the outside: they are no holes any more"),
-    Failure(
-        close_crop, "lungs that touch the picture's border are no holes; without outer air nothing is to be removed"
-    ),
-    Failure(soft_tissue_window, "the threshold then lies at about -3 HU: fat is outside, and the body falls apart"),
-    Failure(not_hounsfield, "air is brighter than the threshold: all is body"),
-    Failure(low_dose, "the lowest of 25 or 100 noisy tissue pixels must still be above -762 HU"),
-    Failure(white_lung, "a lung without air is no hole"),
-    Failure(dense_lungs, "the threshold is -762 HU: lung denser than that is body"),
-    Failure(thick_slices, "filters count pixels: coronal and sagittal ones reach four times as far up and down"),
-    Failure(coarse_pixels, "filters count pixels: they take twice as wide a rim off"),
-    Failure(cut_through_lungs, "coronal and sagittal lungs reach the picture's border: they are no holes any more"),
+WHY: dict[str, str] = io.shipped("e2d_lib.elsewhere", "failures.yaml")
+FAILURES = tuple(
+    Failure(make, WHY[make.__name__])
+    for make in (
+        *(prone, upside_down, thick_table, metal, small_circle, close_crop, soft_tissue_window, not_hounsfield),
+        *(low_dose, white_lung, dense_lungs, thick_slices, coarse_pixels, cut_through_lungs),
+    )
 )
 
 

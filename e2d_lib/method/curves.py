@@ -15,23 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
-from e2d_lib import ssfl
+from e2d_lib import io, ssfl
 
 FULL_SLICE = 512 * 512
 """Pixels of a slice of COV19-CT-DB (mostly), to which real areas are set in relation."""
 
-QUANTITIES = {
-    "n_slices": "slices",
-    "largest": "largest area, share of the slice",
-    "width": "slices over half the largest area, share",
-    "beyond": "slices under a tenth of the largest area, share",
-    "zero": "slices without lung, share",
-    "humps": "humps",
-    "skew": "skewness along the scan, absolute",
-    "in_window": "area inside the window, share",
-    "spread": "SD of the areas in the window, share of their mean",
-    "neighbours": "correlation of neighbouring slices in the window",
-}
+QUANTITIES: dict[str, str] = io.shipped("e2d_lib.method", "quantities.yaml")
 """What `shapes` measures of a curve, in words."""
 
 

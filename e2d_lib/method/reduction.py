@@ -13,33 +13,16 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from e2d_lib import bootstrap
+from e2d_lib import bootstrap, io
 from e2d_lib.scans.patients import patient_of
 
-DECIMALS = {
-    "area_before_k": 2,
-    "area_after_k": 2,
-    "area_delta": 4,
-    "length_before": 2,
-    "length_after": 2,
-    "length_delta": 4,
-    "volume_before_m": 2,
-    "volume_after_m": 2,
-    "volume_delta": 4,
-}
+PUBLISHED = io.shipped("e2d_lib.method", "published_table.yaml")
+DECIMALS: dict[str, int] = PUBLISHED["decimals"]
 """The published table's columns (k: thousand pixels, m: million) and the decimals it prints."""
 
 DELTAS = ("area_delta", "length_delta", "volume_delta", "total_delta")
 
-OUTPUTS = (
-    "slices",
-    "area_before",
-    "area_after",
-    "area_delta_mean_of_ratios",
-    "length_before",
-    "length_after",
-    "length_delta_mean_of_ratios",
-)
+OUTPUTS = tuple(PUBLISHED["outputs"])
 """Columns of the saved outputs, after ``group``."""
 
 

@@ -121,36 +121,6 @@ def _covidx_ct(folder: Path) -> Iterator[Row]:
     yield from found.values()
 
 
-LAYOUTS = {
-    "stoic": Layout(
-        _stoic,
-        "metadata/reference.csv (PatientID, probCOVID) and data/mha/<PatientID>.mha",
-        "CC BY-NC 4.0",
-        "all were suspected of COVID-19; labels are RT-PCR tests, which miss infections",
-    ),
-    "mosmed": Layout(
-        _mosmed,
-        "studies/CT-0 to studies/CT-4 with study_NNNN.nii.gz",
-        "CC BY-NC-ND 3.0",
-        "labels were judged from these very images: CT-0 is no sign of pneumonia, not no infection; every tenth slice",
-    ),
-    "covid-ct-md": Layout(
-        _covid_ct_md,
-        "folders 'COVID-19 Cases', 'Cap Cases' and 'Normal Cases' with a folder of DICOM files a patient",
-        "as its page says",
-        "one hospital; community-acquired pneumonia and normal lungs, much of them from before 2020, are one class",
-    ),
-    "covidx-ct": Layout(
-        _covidx_ct,
-        "train_, val_ and test_COVIDx*.txt (file, class 0 to 2, box) and the .png files they list",
-        "as of each of its sources",
-        "put together: hospital and label go together, and sick patients have only their slices with findings",
-    ),
-    "luna16": Layout(
-        _luna16,
-        "subset0 to subset9 with <series>.mhd and .raw, and perhaps seg-lungs-LUNA16 with the lungs",
-        "CC BY 4.0",
-        "nodules, before 2020, one class; its lung masks are a program's",
-    ),
-}
+READERS = {"stoic": _stoic, "mosmed": _mosmed, "covid-ct-md": _covid_ct_md, "covidx-ct": _covidx_ct, "luna16": _luna16}
+LAYOUTS = {name: Layout(READERS[name], **about) for name, about in io.shipped("e2d_lib.scans", "layouts.yaml").items()}
 """Name -> layout, as the collections' own pages describe them."""

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import psutil
 
 from e2d_lib import io, progress
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, OneLine, resolve, root, shown
@@ -71,7 +73,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": _memory_gib(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": _gpu_name(),
     }
 
@@ -91,17 +93,12 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        wanted = importlib.metadata.requires("e2d-study") or []
-    except importlib.metadata.PackageNotFoundError:
-        wanted = []
-    names = {line.split(";")[0].split("[")[0].split(">")[0].split("=")[0].strip() for line in wanted}
-    found = {}
-    for name in names | {"e2d-study"}:
-        try:
+    wanted, found = ["e2d-study"], {}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
+        wanted += [re.match(r"[\w.-]+", line)[0] for line in importlib.metadata.requires("e2d-study")]
+    for name in wanted:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -111,13 +108,6 @@ def _cpu_name() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _gpu_name() -> str | None:
@@ -145,17 +135,11 @@ def data_fingerprint(folder: Path) -> str:
     if not folder.exists():
         return ""
     listing = hashlib.sha256()
-    stack = [folder]
-    while stack:
-        here = stack.pop()
-        entries = sorted(os.scandir(here), key=lambda e: e.name) if here.is_dir() else [here]
-        for entry in entries:
-            if not isinstance(entry, Path) and entry.is_dir():
-                stack.append(Path(entry.path))
-            else:
-                with contextlib.suppress(FileNotFoundError):  # a dangling link is the readers' to report
-                    stat, name = entry.stat(), os.path.relpath(entry, folder)
-                    listing.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    files = [Path(top, name) for top, _, names in os.walk(folder, followlinks=True) for name in names]
+    for path in sorted(files) or [folder]:
+        with contextlib.suppress(OSError):  # a dangling link, or a loop of them, is the readers' to report
+            stat, name = path.stat(), os.path.relpath(path, folder)
+            listing.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return listing.hexdigest()[:16]
 
 
