@@ -115,7 +115,7 @@ def errors(pairs: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[str]
     """Wrongly called scans: a slice (S, S) uint8, and below it the same under its heat map (S, S) in [0, 1]."""
     columns = min(columns, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure, axes = subplots(2 * rows, columns, figsize=(2 * columns, 4.3 * rows), squeeze=False)
+    figure, axes = subplots(2 * rows, columns, figsize=(2.4 * columns, 5 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, ((image, heat), title) in enumerate(zip(pairs, titles, strict=True)):
