@@ -5,14 +5,86 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
-Reason = StrEnum("Reason", yaml.safe_load(Path(__file__).with_name("reasons.yaml").read_text("utf-8")), module=__name__)
-"""The vocabulary of `Finding.reason`; a detail may follow it after a colon."""
+
+class Reason(StrEnum):
+    """The vocabulary of `Finding.reason`; a detail may follow it after a colon."""
+
+    # a file that is no slice
+    TWIN = "macOS ._ twin"
+    SYSTEM_FILE = "hidden or system file"
+    OTHER_FILE = "not a slice"
+    UNKNOWN_FORMAT = "unknown format"
+    NO_READER = "reader not installed"
+    MASK = "mask, not CT"
+    # a slice or volume that cannot be read
+    EMPTY_FILE = "empty file"
+    TRUNCATED = "truncated file"
+    UNDECODABLE = "undecodable"
+    UNREADABLE = "unreadable"
+    NO_DECODER = "no decoder for transfer syntax"
+    BAD_RESCALE = "bad rescale"
+    # an image read with a doubt
+    CORRUPT = "corrupt data"
+    NO_END = "no end marker, all pixels there"
+    SIXTEEN_BIT = "16-bit image"
+    TRANSPARENT = "transparent parts taken as black"
+    BITS = "values beyond the stated bits"
+    NOT_HU = "values not in Hounsfield units"
+    NOT_FINITE = "values not finite, taken as air"
+    NO_RESCALE = "no rescale tags, values taken as HU"
+    HALF_RESCALE = "half of the rescale tags"
+    OTHER_UNITS = "rescale to other units than HU"
+    INVERTED = "MONOCHROME1, inverted"
+    PARSER = "reader's warning"
+    # numbering and order
+    NOT_A_NUMBER = "name not a number"
+    SAME_NUMBER = "duplicate slice number"
+    COPY = "copy"
+    OTHER_RUN = "other run of numbers"
+    NUMBER_GAP = "gap in numbering"
+    NO_POSITION = "no position"
+    SAME_POSITION = "duplicate position"
+    POSITION_GAP = "gap in positions"
+    # volumes
+    SEVERAL_VOLUMES = "several volumes, first kept"
+    BAD_AFFINE = "degenerate affine, axes as stored"
+    NO_ORIENTATION = "orientation not stated"
+    AXES = "axes taken as z, y, x"
+    NO_VIEW = "view needs a volume"
+    # DICOM files that are not the scan's slices
+    OTHER_MODALITY = "other modality"
+    LOCALIZER = "localizer"
+    NO_CT_IMAGE = "no CT image"
+    PROJECTION = "projection or rendering"
+    OTHER_SERIES = "other series"
+    OTHER_STACK = "other stack of the series"
+    SERIES_EACH = "one series UID a slice, joined"
+    JOINED = "one series in several folders, joined"
+    OTHER_ORIENTATION = "other orientation"
+    NOT_AXIAL = "not axial"
+    MULTI_FRAME = "multi-frame"
+    COLOUR = "colour"
+    # what the greys show
+    NO_CONTRAST = "no air beside tissue"
+    ALL_LUNG = "air all around the body counts as lung"
+    # the scan or the cohort
+    NO_SLICES = "no slices"
+    MISSING = "missing path"
+    LINK_LOOP = "link loop"
+    OUTSIDE = "outside the manifest's folder"
+    OUTSIDE_LAYOUT = "outside the layout"
+    LOOSE_IMAGES = "loose images"
+    UNKNOWN_CLASS = "unknown class folder"
+    LAYOUT_BELOW = "layout found below the root"
+    SAME_BYTES = "same file as another scan's"
+    SPLIT_PATIENT = "patient in several splits"
+    NO_FOLDS = "no folds"
+    UNKNOWN_COLUMN = "unknown column"
+    UNKNOWN_SCAN = "unknown scan"
 
 
 class Finding(NamedTuple):
