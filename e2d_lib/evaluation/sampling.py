@@ -323,29 +323,14 @@ def quality(
         unknown = 0.0 if known else np.nan
         designs = [design(areas, **{name: setting[name] for name in SETTING}, variant=variant) for setting in settings]
         estimated = _estimated(window, [_draws(groups, redraws, rng) for groups in designs])
-        for setting, groups, (ks, wasserstein, mean_distance, largest_distance) in zip(
-            settings, designs, estimated, strict=True
-        ):
+        scale = np.array([1, sd, n, n])
+        for setting, groups, distances in zip(settings, designs, estimated / scale, strict=True):
             count, mean, spread = _moments(groups, values)
-            rows.append(
-                (
-                    scan_id,
-                    *(setting[name] for name in SETTING),
-                    n,
-                    ks,
-                    wasserstein / sd,
-                    mean_distance / n,
-                    largest_distance / n,
-                    _hit(groups, largest),
-                    _hit(groups, bearing) if known else np.nan,
-                    count * mean[2] + unknown,
-                    spread[2] + unknown,
-                    mean[0],
-                    spread[0],
-                    math.hypot(mean[0], spread[0]),
-                    spread[1],
-                )
-            )
+            hits = _hit(groups, largest), _hit(groups, bearing) if known else np.nan
+            lesion = count * mean[2] + unknown, spread[2] + unknown
+            area = mean[0], spread[0], math.hypot(mean[0], spread[0])
+            key = (setting[name] for name in SETTING)
+            rows.append((scan_id, *key, n, *distances, *hits, *lesion, *area, spread[1]))
     table = pd.DataFrame(rows, columns=["scan_id", *SETTING, "window", *MEASURES])
     types = {"n_samples": "int64", "n_intervals": "Int64", "window": "int64"}
     return table.astype(types | dict.fromkeys(MEASURES, "float64"))

@@ -326,15 +326,11 @@ def _process(
 def _read(row: Mapping[str, Any], params: Params, findings: list) -> tuple[int, list[str], list[np.ndarray]]:
     """Slices listed, and the names and images (rows, cols) uint8 of the readable ones, each decoded once."""
     scan = readers.open_scan(row, view=params.view)
-    names, images = [], []
     try:
-        for index, name in enumerate(scan.names):
-            with contextlib.suppress(readers.SliceError):  # the scan notes it among its findings
-                images.append(scan.read(index))
-                names.append(name)
+        found = list(scan.readable())
     finally:
         findings.extend(scan.findings)
-    return len(scan.names), names, images
+    return len(scan.names), [name for name, _ in found], [image for _, image in found]
 
 
 def _shapes(images: list[np.ndarray]) -> list[tuple[tuple[int, int], int]]:

@@ -92,7 +92,6 @@ def run(
     live side by side. ``data``, the name of what is trained on, is kept there too: whoever predicts is told.
     ``show`` gets the history so far.
     """
-    histories: list[pd.DataFrame] = []
     tables: dict[str, list[pd.DataFrame]] = {"runs": [], "history": [], "predictions": []}
     for job in bar(todo, desc="runs", unit="run"):
         train, valid = parts(slices, cohort, job)
@@ -102,7 +101,7 @@ def run(
 
         def so_far(history: pd.DataFrame, job: Job = job) -> None:
             if show:
-                show(pd.concat([*histories, _tagged(history, job)], ignore_index=True))
+                show(pd.concat([*tables["history"], _tagged(history, job)], ignore_index=True))
 
         fit = training.fit(
             train, valid, model=model, recipe=own, out_dir=folder, callback=so_far, tensorboard=tensorboard
@@ -112,7 +111,6 @@ def run(
         if data:
             positive = int(np.sum(train.labels))
             io.write_json(folder / TRAINED_ON, {"data": data, "scans": len(train), "positive": positive})
-        histories.append(_tagged(fit.history, job))
         predictions, held = [fit.predictions.assign(part="valid")], len(fit.inner) if fit.inner else 0
         if fit.inner:
             inner = training.predict(fit.model, fit.inner, recipe=own, device=own.device)
@@ -120,7 +118,7 @@ def run(
         counts = {"train": len(train) - held, "inner": held, "valid": len(valid), "epoch": fit.epoch}
         counts["epoch_by"] = fit.epoch_by
         tables["runs"].append(_tagged(pd.DataFrame([{**counts, "checkpoint": fit.path.as_posix()}]), job))
-        tables["history"].append(histories[-1])
+        tables["history"].append(_tagged(fit.history, job))
         tables["predictions"].append(_tagged(pd.concat(predictions, ignore_index=True), job))
     return Outcome(**{name: pd.concat(found, ignore_index=True) for name, found in tables.items()})
 

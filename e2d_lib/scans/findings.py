@@ -3,7 +3,7 @@
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -193,3 +193,11 @@ class Scan:
         for doubt in doubts:
             self.findings.doubt(name, doubt)
         return image
+
+    def readable(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Name and pixels, as `read` gives them, of each slice that can be read; the findings say why others cannot."""
+        for i, name in enumerate(self.names):
+            try:
+                yield name, self.read(i)
+            except SliceError:
+                continue

@@ -4,7 +4,6 @@ In JupyterLab a slider and the mouse wheel go through the slices, and any scan o
 executed notebook keeps a still picture. For a volume of your own it is one line: ``viewer.show("/path/to/ct.nii.gz")``.
 """
 
-import contextlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,10 +129,8 @@ def show(
 
 def _read(row: Mapping[str, Any], params: Params) -> tuple[list[np.ndarray], str]:
     """The readable slices of a cohort's row, and why there are none."""
-    scan, images = readers.open_scan(row, view=params.view), []
-    for index in range(len(scan.names)):
-        with contextlib.suppress(readers.SliceError):
-            images.append(scan.read(index))
+    scan = readers.open_scan(row, view=params.view)
+    images = [image for _, image in scan.readable()]
     return images, "; ".join(dict.fromkeys(str(finding.reason) for finding in scan.findings))
 
 
