@@ -166,9 +166,7 @@ def test_a_bad_profile_file_is_one_line(project, capsys):
 
 
 def test_data_that_a_profile_is_made_for_and_are_not_there(project, capsys):
-    Path("mine.yaml").write_text(
-        "first: e2d fetch it data/it\n01_data_exploration: {data_root: data/it/manifest.csv}\n"
-    )
+    Path("mine.yaml").write_text("first: e2d fetch it data/it\n01_data_exploration: {data_root: data/it/all.csv}\n")
     assert e2d("--profile", "mine.yaml") == 2
     assert capsys.readouterr().err == "e2d: data/it/all.csv is not there yet; first run: e2d fetch it data/it\n"
     assert e2d("--profile", "mine.yaml", "--data-root", "nowhere") == 2  # the user's own data
