@@ -287,7 +287,7 @@ def _process(
     findings: list[readers.Finding] = []
     sizes = dict.fromkeys(("n_files", "n_slices", "height", "width", "start", "stop"), 0)
     empty = SLICES.empty_table().to_pandas()
-    pixels, failed = None, False
+    pixels, failed, hounsfield = None, False, row.get("format", "jpeg") != "jpeg"
 
     def note(outcome: str, reason: str) -> None:
         findings.append(readers.Finding(scan_id, "", outcome, reason))
@@ -302,9 +302,11 @@ def _process(
             pass  # nothing could be read, and the reader has said why
         elif len(images) < params.min_slices:
             note("excluded", f"fewer than {params.min_slices} slices: {len(images)}")
-        elif (why := plausible.doubtful(images, hounsfield=row.get("format", "jpeg") != "jpeg")) and check:
+        elif (why := plausible.doubtful(images, hounsfield=hounsfield)) and check:
             note("excluded", why)
         else:
+            if not why and not hounsfield and plausible.bright_around(images):
+                why = f"{readers.Reason.NO_AIR}: the crop keeps the corners"
             if why:
                 note("warned", why)
             sizes["start"], sizes["stop"] = _window(table["area"].to_numpy(), params, note)

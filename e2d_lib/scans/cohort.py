@@ -93,6 +93,13 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
     else:
         root = _layout_below(root, note)
         found = _read_tree(root, classes, note) if os.path.isdir(root) else _read_file(root)
+        if not found:
+            there = "; ".join(dict.fromkeys(finding.reason for finding in findings))
+            raise CohortError(
+                f"no scan in {root!r}: expected train/, valid/ or test/ folders of scans, or any tree of volumes "
+                f"({', '.join(SUFFIXES['nifti'] + SUFFIXES['itk'])}), DICOM series or folders of .jpg or .png slices"
+                f"{there and '; there is: '}{there}"
+            )
         found = [one._replace(**_told(one.scan_id, classes)) for one in _unique_ids(found)]
         found = one_of_each_study(found, root, note)
         _note_unknown_classes(found, note)
@@ -198,7 +205,8 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
     above = parts[1:2] if split else [part for part in parts[:1] if not part.isdecimal()]
     label = classes.get(_plain(above[0])) if above and len(parts) > 1 + bool(split) else None
     inside = 0 if not split else 2 if label is None else 3
-    unit = "/".join(parts[:inside]) if inside else os.path.dirname(scan_id)
+    home = re.sub(r"#(none|[\d.]+)$", "", scan_id)  # of several series the folder
+    unit = "/".join(home.split("/")[:inside]) if inside else home if home != scan_id else os.path.dirname(scan_id)
     return {"split": split, "label": label, "unit": unit}
 
 
@@ -284,11 +292,6 @@ def _read_tree(root: str, classes: Mapping[str, int], note: Note) -> list[Found]
         _note_strangers([name for name in others if not names[name]], "", note)
     else:
         found = _scans(root, "", classes, note, level=None)
-    if not found:
-        raise CohortError(
-            f"no scan in {root!r}: expected train/, valid/ or test/ folders of scans, or any tree of volumes "
-            f"({', '.join(SUFFIXES['nifti'] + SUFFIXES['itk'])}), DICOM series or folders of .jpg or .png slices"
-        )
     return found
 
 

@@ -70,6 +70,7 @@ class Reason(StrEnum):
     COLOUR = "colour"
     # what the greys show
     NO_CONTRAST = "no air beside tissue"
+    NO_AIR = "bright to the corners"
     ALL_LUNG = "air all around the body counts as lung"
     # the scan or the cohort
     NO_SLICES = "no slices"

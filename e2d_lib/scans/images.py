@@ -40,8 +40,8 @@ def open_images(notes: Notes, path: str, view: str) -> Scan:
     else:
         path, names = os.path.dirname(path), (os.path.basename(path),)
     paths = [os.path.join(path, name) for name in names]
-    offset = functools.cache(lambda: _offset(paths[len(paths) // 2]))
-    return Scan(notes, names, lambda i: _read_image(paths[i], offset))
+    told = functools.cache(lambda: _told(paths[len(paths) // 2]))
+    return Scan(notes, names, lambda i: _read_image(paths[i], told))
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -157,11 +157,33 @@ def _note_gaps(order: list[float], notes: Notes) -> None:
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
-def _read_image(path: str, offset: Callable[[], int | None]) -> tuple[np.ndarray, list[str]]:
+def _read_image(path: str, told: Callable[[], tuple[bool, int | None]]) -> tuple[np.ndarray, list[str]]:
     """A grey image; of a colour JPEG its luma, which is the channel itself where the three are equal.
 
-    ``offset`` tells what a 16-bit image has added to HU, None where it holds no HU.
+    ``told`` is what `_told` found in one image of the scan.
     """
+    if told()[0]:
+        raise SliceError(f"{Reason.COLOUR}: greys cannot be told from colours", whole=True)
+    data = _bytes(path)
+    if data[:2] == b"\xff\xd8":
+        return _read_jpeg(data)
+    if data[:4] != b"\x89PNG":
+        return _decoded(data, cv2.IMREAD_GRAYSCALE), []
+    deep, clear = data[24] == 16, data[25] in (4, 6) or b"tRNS" in data[:2048]
+    image, doubts = _decoded(data, cv2.IMREAD_UNCHANGED if deep or clear else cv2.IMREAD_GRAYSCALE), []
+    alpha = image[..., 3] if image.ndim == 3 and image.shape[2] == 4 else None
+    if image.ndim == 3:
+        image = cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2GRAY)
+    if image.dtype == np.uint16:
+        image, doubt = _from_sixteen(image, told()[1])
+        doubts.append(doubt)
+    if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        image = (image * (alpha / np.iinfo(alpha.dtype).max)).astype(np.uint8)
+        doubts.append(Reason.TRANSPARENT)
+    return image, doubts
+
+
+def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -169,24 +191,9 @@ def _read_image(path: str, offset: Callable[[], int | None]) -> tuple[np.ndarray
         raise SliceError(f"{Reason.UNREADABLE}: {error.strerror}") from None
     if not data:
         raise SliceError(Reason.EMPTY_FILE)
-    if data[:2] == b"\xff\xd8":
-        return _read_jpeg(data)
-    if data[:4] != b"\x89PNG":
-        return _decoded(data, cv2.IMREAD_GRAYSCALE), []
-    if b"IEND" not in data[-64:] and b"IEND" not in data:
+    if data[:4] == b"\x89PNG" and b"IEND" not in data[-64:] and b"IEND" not in data:
         raise SliceError(Reason.TRUNCATED)
-    deep, clear = data[24] == 16, data[25] in (4, 6) or b"tRNS" in data[:2048]
-    image, doubts = _decoded(data, cv2.IMREAD_UNCHANGED if deep or clear else cv2.IMREAD_GRAYSCALE), []
-    alpha = image[..., 3] if image.ndim == 3 and image.shape[2] == 4 else None
-    if image.ndim == 3:
-        image = cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2GRAY)
-    if image.dtype == np.uint16:
-        image, doubt = _from_sixteen(image, offset())
-        doubts.append(doubt)
-    if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
-        image = (image * (alpha / np.iinfo(alpha.dtype).max)).astype(np.uint8)
-        doubts.append(Reason.TRANSPARENT)
-    return image, doubts
+    return data
 
 
 def _read_jpeg(data: bytes) -> tuple[np.ndarray, list[str]]:
@@ -231,15 +238,22 @@ def _from_sixteen(image: np.ndarray, offset: int | None) -> tuple[np.ndarray, st
     return hu_to_uint8(hu), f"{Reason.SIXTEEN_BIT}: read as HU + {offset}"
 
 
-def _offset(path: str) -> int | None:
-    """What one 16-bit image has added to HU: the first of `OFFSETS` that puts air and tissue where HU have them."""
-    with open(path, "rb") as file:
-        image = _decoded(file.read(), cv2.IMREAD_UNCHANGED)
+def _told(path: str) -> tuple[bool, int | None]:
+    """Of one image whether it is in colours, more than a mark in it, and what a 16-bit one has added to HU.
+
+    That is the first of `OFFSETS` which puts air and tissue where HU have them; None where none does.
+    """
+    try:
+        data = _bytes(path)
+        jpeg = data[:2] == b"\xff\xd8"  # OpenCV prints what is wrong with one
+        image = simplejpeg.decode_jpeg(data, "BGR") if jpeg else _decoded(data, cv2.IMREAD_UNCHANGED)
+    except ValueError:  # reading that slice says why
+        return False, None
     if image.dtype != np.uint16:
-        return None
+        return image.ndim == 3 and np.mean(np.ptp(image[..., :3], axis=2) > 48) > 0.25, None
     image = np.ascontiguousarray(image if image.ndim == 2 else image[..., 0])
     for n in OFFSETS:
         hu = image.view(np.int16) if n == 0 else image.astype(np.int32) - n
         if np.mean((hu > -3100) & (hu < 4100)) > 0.99 and shows_hounsfield(hu_to_uint8(hu)):
-            return n
-    return None
+            return False, n
+    return False, None

@@ -25,17 +25,21 @@ def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
 
     ``hounsfield``: they were windowed from values said to be in HU (volumes, DICOM). Then air must lie near -1000 and
     tissue near 0 to 80, black padding left aside. Slices that came as 8-bit images must show both dark and bright, and
-    more than two greys. In neither may the body lie in a hole of what is bright around it, as it does where the
-    background is white, the greys are inverted, or a bright frame was drawn.
+    more than two greys, and what is bright around must not be far brighter than the middle, where spine and heart are,
+    as in inverted greys. In neither may the body lie in a hole of what is bright around it, as it does where the
+    background is white or a bright frame was drawn.
     """
-    some = [images[i] for i in sorted({round(k * (len(images) - 1) / (SAMPLES - 1)) for k in range(SAMPLES)})]
+    some = _some(images)
     counts = [np.bincount(image[::2, ::2].ravel(), minlength=256) for image in some]
     if not counts:
         return ""
     if why := _no_hounsfield(sum(counts)) if hounsfield else _no_window(counts):
         return why
+    inverted = sum(_corner(image) >= BODY and _middle(image) < 0.6 * _corner(image) for image in some)
+    if not hounsfield and 2 * inverted > len(some):
+        return f"{Reason.ALL_LUNG}: inverted greys"
     inside = sum(_island(image) > ISLAND for image in some)
-    return f"{Reason.ALL_LUNG}: white background, frame, or inverted greys" if 4 * inside >= len(some) else ""
+    return f"{Reason.ALL_LUNG}: white background or frame" if 4 * inside >= len(some) else ""
 
 
 def _no_hounsfield(counts: np.ndarray) -> str:
@@ -59,6 +63,31 @@ def _no_window(counts: list[np.ndarray]) -> str:
     if bright < LEAST or bright > 1 - LEAST:
         return f"{Reason.NO_CONTRAST}: {bright:.0%} of the pixels are as bright as tissue"
     return ""
+
+
+def bright_around(images: list[np.ndarray]) -> bool:
+    """Whether most slices are bright to their corners, which the crop then keeps: no air is around the body."""
+    some = _some(images)
+    return 2 * sum(_corner(image) >= BODY for image in some) > len(some)
+
+
+def _some(images: list[np.ndarray]) -> list[np.ndarray]:
+    return [images[i] for i in sorted({round(k * (len(images) - 1) / (SAMPLES - 1)) for k in range(SAMPLES)})]
+
+
+def _corner(image: np.ndarray) -> float:
+    """The mean grey of the darkest corner but one."""
+    side = max(1, min(image.shape) // 16)
+    ends = np.s_[:side], np.s_[-side:]
+    return sorted(image[row, column].mean() for row in ends for column in ends)[1]
+
+
+def _middle(image: np.ndarray) -> float:
+    """The mean grey of the middle column's half, where spine and heart are. On real scans, also cut to the body or
+    into the lungs, it has 0.8 of bright corners' grey or more; of inverted ones at most 0.5."""
+    rows, columns = image.shape
+    middle, width = columns // 2, columns // 20
+    return image[rows // 4 : rows - rows // 4, middle - width : middle + width + 1].mean()
 
 
 def _island(image: np.ndarray) -> float:

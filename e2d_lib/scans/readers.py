@@ -10,7 +10,7 @@ from typing import Any
 
 from e2d_lib.scans.dicom import open_dicom
 from e2d_lib.scans.findings import Finding, Notes, Reason, Scan, SliceError
-from e2d_lib.scans.formats import guess_format, split_series
+from e2d_lib.scans.formats import guess_format, on_disk, split_series
 from e2d_lib.scans.images import open_images
 from e2d_lib.scans.itk import open_itk
 from e2d_lib.scans.nifti import open_nifti
@@ -41,8 +41,8 @@ def open_scan(row: Mapping[str, Any], *, view: str = "axial") -> Scan:
     """
     if view not in VIEWS:
         raise CohortError(f"view is {view!r}, expected one of {', '.join(VIEWS)}")
-    path = os.fspath(row["path"])
-    scan_id = str(row.get("scan_id", path))
+    path = on_disk(os.fspath(row["path"]))
+    scan_id = str(row.get("scan_id", row["path"]))
     kind = row.get("format") or guess_format(path)
     if kind not in OPENERS:
         raise CohortError(f"scan {scan_id}: format is {kind!r}, expected one of {', '.join(OPENERS)}")
