@@ -259,8 +259,11 @@ def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
             for row in tested[tested["p_holm"] < 0.05].itertuples()
         ]
         found = "; ".join(differ) or "none differs from the baseline"
-        named = words.name(metric)
-        lines.append(f"- {name}: of {len(tested)} settings, {named} against the baseline at p < 0.05 (Holm): {found}")
+        named, seen = words.name(metric), tested.get("detectable", pd.Series(dtype=float)).median()
+        seen = "" if pd.isna(seen) else f" (differences from {seen:.3f} would be seen)"
+        lines.append(
+            f"- {name}: of {len(tested)} settings, {named} against the baseline at p < 0.05 (Holm): {found}{seen}"
+        )
     return lines
 
 

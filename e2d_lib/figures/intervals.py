@@ -1,6 +1,6 @@
 """Figures of estimates: a mark for each value, a line for its 95 % interval, in rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -183,6 +183,28 @@ def ablation(table: pd.DataFrame) -> Figure:
     table = table.assign(panel=table["metric"].map(words.name), row=table["cell"].map(words.setting), series=series)
     reference = table[first].drop_duplicates("panel", keep=False).set_index("panel")["value"].to_dict()
     return dots(table, looks, columns=2, width=9, dodge=False, reference=reference)
+
+
+def frozen_effects(
+    effects: pd.DataFrame, *, scope: str = "average", shares: Sequence[float] = (1, 0.3, 0.1, 0.01)
+) -> Figure:
+    """What each choice changes in ROC AUC, a panel a share of the training scans; filled where p_holm < 0.05.
+
+    ``effects``: as of `frozen.effects`. ``scope``: "average" over all other choices, or "paper", these as set. Fewer
+    scans stand beside all of them, every other choice beside the first of its axis.
+    """
+    table = effects[effects["metric"].eq("roc_auc") & effects["scope"].eq(scope) & effects["few_shot"].isin(shares)]
+    fewer = table["axis"].eq("few_shot")
+    named = {"True": "with", "False": "without"}
+    level, base = (table[name].map(lambda value: named.get(value, words.name(value))) for name in ("level", "baseline"))
+    row = np.where(fewer, "fewer scans against all", table["axis"].map(words.name) + ": " + level + " against " + base)
+    panel = table["few_shot"].map(lambda share: f"{100 * share:g} % of the training scans")
+    series = np.where(table["p_holm"].lt(0.05), DIFFERS, SAME)
+    table = table.assign(row=row, panel=panel, series=series, value=table["difference"])
+    looks = {DIFFERS: Look(DARK), SAME: Look(DARK, filled=False)}
+    table = table.sort_values("few_shot", ascending=False, kind="stable")
+    zero = dict.fromkeys(table["panel"], 0.0)
+    return dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
 
 
 def sampler_quality(summary: pd.DataFrame, *, columns: int = 3) -> Figure:

@@ -200,6 +200,8 @@ def test_a_sweep_in_words(tmp_path):
     (line,) = ablation.in_words("window", table)
     assert line.startswith("- window: of 2 settings") and line.endswith("b -0.200 (-0.300 to -0.100)")
     assert ablation.in_words("window", table.iloc[[0, 2]])[0].endswith("none differs from the baseline")
+    (line,) = ablation.in_words("window", table.assign(detectable=[np.nan, 0.1, 0.2]))
+    assert line.endswith("(-0.300 to -0.100) (differences from 0.150 would be seen)")
     (tmp_path / "window").mkdir()
     table.to_csv(tmp_path / "window" / "comparison.csv")
     assert list(ablation.finished(tmp_path)) == ["window"]

@@ -285,6 +285,30 @@ def test_ablation_with_partners_of_their_own_has_no_line():
     assert artists.crossing(axis)[0] == []
 
 
+def test_frozen_effects():
+    """Of the effects on all scans and on a tenth: one metric, one scope, signs kept, filled where Holm's p is small."""
+    columns = ["scope", "axis", "level", "baseline", "metric", "few_shot", "difference", "low", "high", "p_holm"]
+    rows = [
+        ("average", "method", "random", "kds", "roc_auc", 1.0, 0.02, 0.01, 0.03, 0.01),
+        ("average", "method", "random", "kds", "roc_auc", 0.1, -0.03, -0.09, 0.03, 0.6),
+        ("average", "method", "random", "kds", "roc_auc", 0.5, 0.5, 0.4, 0.6, 0.01),
+        ("average", "method", "random", "kds", "macro_f1", 1.0, 0.7, 0.6, 0.8, 0.01),
+        ("paper", "method", "random", "kds", "roc_auc", 1.0, 0.9, 0.8, 1.0, 0.01),
+        ("average", "few_shot", "0.1", "1.0", "roc_auc", 0.1, -0.1, -0.2, -0.05, 0.04),
+    ]
+    figure = intervals.frozen_effects(pd.DataFrame(rows, columns=columns))
+    whole, tenth = panels(figure)
+    assert [axis.get_title() for axis in (whole, tenth)] == [f"{n} % of the training scans" for n in (100, 10)]
+    method, fewer = "method: random against KDS", "fewer scans against all"
+    assert [(*row[:4], row[5]) for row in artists.rows(whole)] == [(method, 0.02, 0.01, 0.03, True)]
+    assert [(*row[:4], row[5]) for row in artists.rows(tenth)] == [
+        (method, -0.03, -0.09, 0.03, False),
+        (fewer, -0.1, -0.2, -0.05, True),
+    ]
+    assert artists.crossing(whole)[0] == [0] and whole.get_xlabel() == "difference in ROC AUC"
+    assert_in_words(figure)
+
+
 QUALITY = pd.DataFrame(
     [
         ("random", 8, None, "ks", 0.25, 0.24, 0.27),

@@ -1,5 +1,7 @@
 """Chapter 6: the comparison, the samplers' tests and what is said of them, against the saved scores and each other."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from tests.notebooks.conftest import asked, holm, in_order, points, read_json
 
 pytestmark = pytest.mark.notebook
 CHAPTER = "06_ablations"
+METRICS = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}
 SETTING = ["method", "n_samples", "n_intervals"]
 # What a reader is told of, by the name in the table, and whether more is better.
 TOLD = {
@@ -112,10 +115,12 @@ def test_answer_gives_the_comparison(ci_run, comparison):
     row = comparison.loc[("as set", "roc_auc")]
     numbers = [int(row["n"]), *(f"{row[name]:.3f}" for name in ("value", "low", "high", "redraw_sd"))]
     assert in_order(next(line for line in lines if "as set" in line), *numbers)
-    for name in comparison.index.unique("cell")[1:]:
-        row = comparison.loc[(name, "roc_auc")]
+    for name, metric in itertools.product(comparison.index.unique("cell")[1:], ("roc_auc", "macro_f1")):
+        row = comparison.loc[(name, metric)]
         signed = [f"{row[column]:+.3f}" for column in ("difference", "difference_low", "difference_high")]
-        assert in_order(next(line for line in lines if name in line), *signed, f"{row['p_holm']:.3f}")
+        (line,) = [line for line in lines if f"- {name}: {METRICS[metric]} " in line]
+        assert in_order(line, *signed, f"{row['p_holm']:.3f}", f"{row['detectable']:.3f}")
+    assert asked(CHAPTER)["seeds"] == [0] and "- 1 seed, so that seeds are not in the intervals" in lines
 
 
 @pytest.mark.parametrize(("name", "baseline"), [("sampler_tests", "random"), ("sampler_tests_spaced", "spaced")])
@@ -150,7 +155,7 @@ def test_frozen_effects_are_differences_of_the_settings_and_all_that_survive_are
     for row in effects.itertuples():
         own = settings.loc["random", row.metric] - settings.loc["kds", row.metric]
         assert row.difference == pytest.approx(own, abs=1e-9) and row.low <= row.difference <= row.high
-        metric = {"roc_auc": "ROC AUC", "macro_f1": "macro F1"}[row.metric]
+        metric = METRICS[row.metric]
         where = "as in the paper" if row.scope == "paper" else "over all"
         (line,) = [text for text in lines if text.startswith(f"- method, {metric}") and where in text]
         assert (f"random {row.difference:+.3f}" in line) == (row.p_holm < 0.05)
