@@ -151,6 +151,26 @@ def reduction_table(
     return pd.DataFrame(table)
 
 
+def by_source(per_scan: pd.DataFrame, cohort: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> pd.DataFrame:
+    """Means over the scans of each source, tidy: source, quantity (of `total_reduction`), value, low, high, n.
+
+    low, high: 95 %, patients resampled; NaN of one. Where no scan has a source, the folder at the top of its id is one
+    if that makes fewer sources than half of the scans; "unknown" is what is left.
+    """
+    known = cohort.assign(patient=patient_of(cohort), source=cohort["source"].fillna(""))
+    if known["source"].eq("").all():
+        folder = known["scan_id"].where(known["split"].eq("") & known["scan_id"].str.contains("/"), "")
+        folder = folder.str.partition("/")[0]
+        known["source"] = folder if 2 * folder.nunique() < len(folder) else ""
+    rows = []
+    for source, part in per_scan.merge(known[["scan_id", "source", "patient"]], on="scan_id").groupby("source"):
+        for column in ("area_delta", "length_delta", "total_delta"):
+            how = {"n_boot": n_boot, "groups": part["patient"]}
+            low, high = bootstrap.mean_interval(part[column], np.random.default_rng(seed), **how)
+            rows.append((source or "unknown", column, part[column].mean(), low, high, len(part)))
+    return pd.DataFrame(rows, columns=["source", "quantity", "value", "low", "high", "n"])
+
+
 def published(path: str | Path) -> pd.DataFrame:
     """The paper's table from its CSV: ``row`` and the columns of ``DECIMALS``. Raises ValueError if one is missing."""
     table = pd.read_csv(path)

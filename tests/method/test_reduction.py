@@ -500,3 +500,39 @@ def test_imports_stay_light():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+class TestBySource:
+    PER_SCAN = pd.DataFrame(
+        {"scan_id": ["x/1", "x/2", "x/3", "y/4", "y/5", "y/6"], "area_delta": [0.2, 0.3, 0.4, 0.6, 0.6, 0.9]}
+    ).assign(length_delta=0.5, total_delta=0.7)
+
+    @pytest.mark.parametrize(
+        ("source", "split", "expected"),
+        [
+            (["A", "A", "A", "A", "B", ""], "", {"A": 0.375, "B": 0.6, "unknown": 0.9}),
+            ("", "", {"x": 0.3, "y": 0.7}),
+            ("", "train", {"unknown": 0.5}),  # its top folders are splits
+        ],
+    )
+    def test_means(self, source, split, expected):
+        cohort = pd.DataFrame({"scan_id": self.PER_SCAN["scan_id"], "source": source, "split": split})
+        table = reduction.by_source(self.PER_SCAN, cohort, n_boot=50)
+        area = table[table["quantity"] == "area_delta"].set_index("source")
+        assert area["value"].to_dict() == pytest.approx(expected)
+        assert area["low"].isna().equals(area["n"].eq(1))
+
+    def test_a_folder_of_each_patient_is_no_source(self):
+        names = [f"p{k}/a" for k in range(6)]
+        cohort = pd.DataFrame({"scan_id": names, "source": "", "split": ""})
+        table = reduction.by_source(self.PER_SCAN.assign(scan_id=names), cohort, n_boot=50)
+        assert set(table["source"]) == {"unknown"}
+
+    def test_patients_are_resampled(self):
+        cohort = pd.DataFrame({"scan_id": self.PER_SCAN["scan_id"], "source": "A", "split": ""})
+        own, shared = (
+            reduction.by_source(self.PER_SCAN, cohort.assign(patient=patients)).iloc[0]
+            for patients in (list("abcdef"), list("aaabbb"))
+        )
+        assert (shared["low"], shared["high"]) == (pytest.approx(0.3), pytest.approx(0.7))  # one patient, or the other
+        assert own["low"] > 0.3 and own["high"] < 0.7

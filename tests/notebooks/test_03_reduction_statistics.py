@@ -275,6 +275,9 @@ def test_reduction_by_source(ci_run, scans, slices):
         width = 2 * 1.96 * values.std(ddof=0) / math.sqrt(len(values))
         assert row["high"] - row["low"] == pytest.approx(width, rel=0.3)
     assert len(table) == 3 * ours["source"].nunique()
+    crops = table.loc["area_delta"].sort_values("value")
+    least, most = (f"{crops['value'].iloc[k]:.1%} ({crops.index[k]}, {crops['n'].iloc[k]} scans)" for k in (0, -1))
+    assert f"By source the crop removes {least} to {most} of a slice." in ci_run.said(CHAPTER)[-1]
 
 
 def test_shapes_beside_the_patients(ci_run, real, slices):
