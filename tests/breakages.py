@@ -42,7 +42,7 @@ def figure(name: str, module: str, old: str, new: str) -> Breakage:
 
 
 C1, C2, C3, C4 = "01_data_exploration", "02_ssflpp_preprocessing", "03_reduction_statistics", "04_training"
-C5, C6, C7 = "05_evaluation", "06_ablations", "07_generalizability"
+C5, C6, C7, C8 = "05_evaluation", "06_ablations", "07_generalizability", "08_across_sources"
 
 BREAKAGES = [
     chapter("classes", C1, 'positive=int(cohort["label"].eq(1)', 'positive=int(cohort["label"].eq(0)'),
@@ -62,14 +62,20 @@ BREAKAGES = [
     chapter("wrong", C5, "((probabilities >= threshold) != labels)", "((probabilities >= threshold) == labels)"),
     chapter("learnt", C5, 'kept["loss"] < np.log(2)', 'kept["loss"] > np.log(2)'),
     chapter("policy", C5, 'use["threshold"], use[policy]', 'use["threshold"], use["network"]'),
+    chapter("prevalence", C5, 'prevalence=scan_scores["label"].mean()', 'prevalence=1 - scan_scores["label"].mean()'),
+    chapter("clear", C5, 'against_mean["p_holm"] < 0.05', 'against_mean["p_holm"] > 0.05'),
     chapter("fewest", C5, '== scores["fraction"].min()]', '== scores["fraction"].max()]'),
     chapter("spaced", C6, 'quality, baseline="spaced", rng', 'quality, baseline="kds", rng'),
     chapter("first", C6, '"metric"]).loc["as set"]', '"metric"]).loc["method = random"]'),
     chapter("sign", C6, "ROC AUC {row.difference:+.3f}", "ROC AUC {-row.difference:+.3f}"),
-    chapter("hold", C7, '.eq("").all(axis=1)]', '.eq("").any(axis=1)]'),
-    chapter("broken", C7, 'spoilt[view].ne("")', 'spoilt[view].eq("")'),
+    chapter("hold", C7, "~broken.any(axis=1)", "~broken.all(axis=1)"),
+    chapter("broken", C7, 'spoilt[views].ne("")', 'spoilt[views].eq("")'),
     chapter("removed", C7, "whole.loc[view, 'total_delta']:.1%", "1 - whole.loc[view, 'total_delta']:.1%"),
     chapter("empty", C7, "{empty[view]:.0%}", "{1 - empty[view]:.0%}"),
+    chapter("costs", C8, "auc_difference(of[first], of[second],", "auc_difference(of[second], of[first],"),
+    chapter("told", C8, '== scans["source"]).sum()', '!= scans["source"]).sum()'),
+    chapter("least", C8, '.sort_values("sensitivity").iloc[0]', '.sort_values("sensitivity").iloc[-1]'),
+    chapter("absent", C8, 'challenge["absent_class"] == "left out"', 'challenge["absent_class"] != "left out"'),
     Breakage("decay", "e2d_lib/network/training.py", "weight_decay=recipe.weight_decay", "weight_decay=0.3",
              "tests/network/test_training.py -k decay"),
     Breakage("words", "e2d_lib/evaluation/ablation.py", 'tested["p_holm"] < 0.05]', 'tested["p_holm"] < 0.5]',
