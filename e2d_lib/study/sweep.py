@@ -128,7 +128,8 @@ def run(
     chapters = runner.notebooks(folder)
     given = runner.given_parameters(profile, data_root, out)
     base = (f"grid {grid.name}: base", {NOTEBOOK: grid.base})  # the command line goes before it, cells before both
-    layers = runner.layers(profile, runner.load_profile(profile, folder), assignments, given, base)
+    settings = runner.load_profile(profile, folder)
+    layers = runner.layers(profile, settings, assignments, given, base)
     run_dir = resolve(given["run_dir"])
     runs = {}
     for name, values in grid.cells.items():
@@ -153,7 +154,7 @@ def run(
         for name in runs:
             say(f"{name}: {'would run' if name in todo else 'up to date'}")
         return pd.DataFrame()
-    task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir))
+    task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir), minutes=settings.get("minutes"))
     items = [(name, runs[name].parameters) for name in todo]
     failed = {}
     n_jobs = processes(n_jobs, len(todo))
@@ -211,11 +212,13 @@ def compare(
     return table
 
 
-def _cell(item: tuple[str, dict[str, dict[str, Any]]], *, folder: str, run_dir: str) -> tuple[str, str]:
+def _cell(
+    item: tuple[str, dict[str, dict[str, Any]]], *, folder: str, run_dir: str, minutes: float | None
+) -> tuple[str, str]:
     """One cell, in whatever process: its name, and in one line why it failed, or ""."""
     name, parameters = item
     chapters = runner.notebooks(folder)
-    one = runner.Run(chapters, parameters, Path(run_dir))
+    one = runner.Run(chapters, parameters, Path(run_dir), minutes)
     notebook = next(chapter for chapter in chapters if chapter.name == NOTEBOOK)
     shutil.rmtree(one.folder(NOTEBOOK), ignore_errors=True)
     try:

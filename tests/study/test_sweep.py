@@ -119,6 +119,16 @@ def test_cells_run_once_and_are_compared(project, capsys):
     assert "scales/scale=1" in capsys.readouterr().out
 
 
+def test_a_cell_has_the_limit_of_its_profile(project, monkeypatch):
+    limits = []
+    done = {"status": "done"}
+    monkeypatch.setattr(runner, "run", lambda *_, **__: None)  # the chapters that the cells need
+    monkeypatch.setattr(runner.Run, "execute", lambda own, notebook, **_: limits.append(own.minutes) or done)
+    Path("notebooks/profiles/small.yaml").write_text("minutes: 7\n01_data_exploration: {count: 3}\n")
+    e2d("scales")
+    assert limits == [7, 7]
+
+
 @pytest.mark.notebook
 def test_a_failing_cell_is_named_and_the_others_are_kept(project, capsys):
     assert e2d("scales", "-p", "bad=1") == 1
