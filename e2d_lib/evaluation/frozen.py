@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from e2d_lib import io, words
+from e2d_lib import words
 from e2d_lib.evaluation import metrics, multirun, sampling
 from e2d_lib.method import preprocess
 from e2d_lib.method.ssfl import slice_window
@@ -24,7 +24,14 @@ from e2d_lib.network.slices import few_shot, stream
 from e2d_lib.progress import bar
 from e2d_lib.scans.patients import classes, patient_of
 
-AXES = {name: tuple(levels) for name, levels in io.shipped("e2d_lib.evaluation", "axes.yaml").items()}
+AXES: dict[str, tuple[Any, ...]] = {
+    "method": ("kds", "random", "systematic", "spaced"),
+    "n_samples": (8, 4, 16),
+    "n_intervals": (4, 8),
+    "fraction": (0.5, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0),
+    "crop": (True, False),
+    "few_shot": (1.0, 0.5, 0.3, 0.1, 0.05, 0.03, 0.01),
+}
 """The full factorial; the first of each is the paper's choice."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0)

@@ -10,12 +10,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from e2d_lib import io
 from e2d_lib.scans.findings import Notes, Reason
 
-_ENDINGS = io.shipped("e2d_lib.scans", "formats.yaml")
-SUFFIXES = {kind: tuple(endings) for kind, endings in _ENDINGS["suffixes"].items()}
+SUFFIXES = {
+    "jpeg": (".jpg", ".jpeg", ".png"),
+    "nifti": (".nii", ".nii.gz"),
+    "dicom": (".dcm", ".dicom", ".ima"),
+    "itk": (".mha", ".mhd", ".nrrd", ".nhdr", ".hdr"),
+}
 """Format -> how the names of its files end. "itk" is what SimpleITK reads."""
+PARTS = {".raw": (".mhd", ".nhdr"), ".zraw": (".mhd",), ".raw.gz": (".nhdr",), ".img": (".hdr",), ".img.gz": (".hdr",)}
+"""Ending of a file of values -> the endings of the header that may lie beside it and name it."""
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "dicomdir"})
+TEXTS = (".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".rst", ".pdf", ".doc", ".docx", ".xls", ".xlsx")
+TEXTS += (".html", ".htm", ".log", ".yaml", ".yml", ".py", ".ipynb", ".parquet")
+"""Endings of files that go with scans and are none."""
 _MASK = re.compile(
     r"(^|[^a-z])(\w*masks?|segs?|segmentations?|labels?(tr|ts|map)?|annotations?|gt|groundtruth|rois?)([^a-z]|$)", re.I
 )
@@ -56,7 +65,7 @@ def names_mask(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _ENDINGS["system_files"]
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -127,11 +136,9 @@ def strangers(names: Iterable[str]) -> list[tuple[str, str]]:
             found.append((name, Reason.TWIN))
         elif is_hidden(name):
             found.append((name, Reason.SYSTEM_FILE))
-        elif ending in _ENDINGS["texts"] or not ending or ending[1:].isdecimal():
+        elif ending in TEXTS or not ending or ending[1:].isdecimal():
             found.append((name, Reason.OTHER_FILE))
-        elif not file_kind(name) and not any(
-            stem.lower() + head in lower for head in _ENDINGS["parts"].get(ending, ())
-        ):
+        elif not file_kind(name) and not any(stem.lower() + head in lower for head in PARTS.get(ending, ())):
             unknown[ending] += 1
             found.append((name, f"{Reason.UNKNOWN_FORMAT}: {ending}"))
         elif file_kind(name):
