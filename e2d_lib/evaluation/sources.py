@@ -16,6 +16,7 @@ from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
 from e2d_lib.network import features as frozen
 from e2d_lib.network.model import E2D
+from e2d_lib.network.recipe import LEAST_TO_CHOOSE
 from e2d_lib.network.slices import ScanSlices
 from e2d_lib.progress import bar
 from e2d_lib.scans.patients import classes, patient_of
@@ -71,7 +72,8 @@ def scan_features(
 @threadpool_limits.wrap(limits=1, user_api="blas")  # a hundred scans: more threads take five times as long
 def scores(
     features: np.ndarray, scans: pd.DataFrame, head: Head, *, designs: Sequence[str] = tuple(DESIGNS), n_folds: int = 5,
-    weigh: Callable[[pd.DataFrame], np.ndarray] | None = None, extra: np.ndarray | None = None, seed: int = 0,
+    weigh: Callable[[pd.DataFrame], np.ndarray] | None = None, extra: np.ndarray | None = None,
+    shifted: np.ndarray | None = None, seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Every scan's probability in each design and replicate: design, replicate, scan_id, source, label, patient,
     probability, carried, anew (two thresholds).
@@ -80,8 +82,9 @@ def scores(
     patients, are drawn anew for each replicate. carried: the threshold of greatest macro F1 on the training scans, each
     predicted by a head that had not seen it. anew: the same on the source's other scans, from their own predictions.
     weigh: of the training scans, how often each is taken (whole numbers). extra: (replicates, n, d), other features of
-    the training scans, which join them (augmentation). Sources of one class are predicted, never trained on by
-    themselves.
+    the training scans, which join them (augmentation). shifted: likewise, what the predicted scans have in place of
+    ``features``, which still train and carry thresholds. Sources of one class are predicted, never trained on by
+    themselves. Fewer than `LEAST_TO_CHOOSE` scans choose no threshold: it is 0.5.
     """
     labels, sources = scans["label"].to_numpy(dtype=np.int64), scans["source"].to_numpy(dtype=object)
     patients = patient_of(scans)
@@ -90,21 +93,21 @@ def scores(
         for replicate, x in enumerate(features):
             more = None if extra is None else extra[replicate]
 
-            def fitted(train: np.ndarray, test: np.ndarray, x: np.ndarray = x, more=more) -> np.ndarray:
+            def fitted(train: np.ndarray, test: np.ndarray, x: np.ndarray = x, more=more, there=None) -> np.ndarray:
                 rows = train if weigh is None else np.repeat(train, weigh(scans.iloc[train]))
                 own, theirs = x[rows], labels[rows]
                 if more is not None:
                     own, theirs = np.concatenate([own, more[rows]]), np.concatenate([theirs, theirs])
-                return head(own, theirs, x[test])
+                return head(own, theirs, (x if there is None else there)[test])
 
             for name in designs:
                 probability, carried = np.full(len(labels), np.nan), np.full(len(labels), 0.5)
                 for train, test in _parts(name, labels, sources, patients, n_folds, seed + replicate):
-                    probability[test] = fitted(train, test)
+                    probability[test] = fitted(train, test, there=None if shifted is None else shifted[replicate])
                     inner = _crossed(
                         labels[train], patients[train], n_folds, seed, lambda a, b, t=train: fitted(t[a], t[b])
                     )
-                    carried[test] = 0.5 if inner is None else metrics.best_threshold(labels[train], inner)
+                    carried[test] = 0.5 if inner is None else _chosen(labels[train], inner)
                 about = {"design": name, "replicate": replicate, "patient": patients}
                 table = scans[["scan_id", "source", "label"]].assign(**about, probability=probability, carried=carried)
                 tables.append(table.assign(anew=_anew(table, n_folds, seed)).dropna(subset="probability"))
@@ -152,13 +155,17 @@ def _crossed(labels: np.ndarray, patients: np.ndarray, n_folds: int, seed: int, 
     return None if np.isnan(found).any() else found
 
 
+def _chosen(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    return metrics.best_threshold(labels, probabilities) if len(labels) >= LEAST_TO_CHOOSE else 0.5
+
+
 def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     """The threshold that the source's other scans choose, for each scan of it; 0.5 where they cannot."""
     found = pd.Series(0.5, index=table.index)
     for _, own in table.dropna(subset="probability").groupby("source"):
         y, p = own["label"].to_numpy(dtype=np.int64), own["probability"].to_numpy()
         for a, b in _folds(y, patient_of(own), n_folds, seed):
-            found.loc[own.index[b]] = metrics.best_threshold(y[a], p[a])
+            found.loc[own.index[b]] = _chosen(y[a], p[a])
     return found.to_numpy()
 
 

@@ -83,6 +83,28 @@ class TestScores:
             got["probability"], features[got["replicate"], got["scan_id"].str[1:].astype(int), 1]
         )
 
+    def test_fewer_than_ten_scans_choose_no_threshold(self, scans, features):
+        """Of the 31 scans a source leaves 19 and more, which choose; its own others are 9 or fewer in two folds."""
+        got = sources.scores(features, scans, lambda x, labels, unseen: unseen[:, 1], designs=["left out"], n_folds=2)
+        assert set(got["anew"]) == {0.5} and not set(got["carried"]) & {0.5}
+
+    def test_shifted_scans_are_predicted_and_train_nothing(self, scans, features):
+        met = []
+
+        def head(x, labels, unseen):
+            met.append(x)
+            return unseen[:, 1]
+
+        options = {"designs": ["mixed"], "n_folds": 3}
+        plain = sources.scores(features, scans, head, **options)
+        shifted = sources.scores(
+            features, scans, head, shifted=np.dstack([features[:, :, 0], 1 - features[:, :, 1]]), **options
+        )
+        np.testing.assert_allclose(shifted["probability"], 1 - plain["probability"])
+        np.testing.assert_array_equal(shifted["carried"], plain["carried"])
+        for one, other in zip(met[: len(met) // 2], met[len(met) // 2 :], strict=True):
+            np.testing.assert_array_equal(one, other)
+
     def test_weights_and_more_scans_reach_the_head(self, scans, features):
         met: list[tuple] = []
 

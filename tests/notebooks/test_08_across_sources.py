@@ -80,6 +80,21 @@ def test_answer_says_every_comparison_as_its_table_has_it(ci_run, scores):
     assert f"is {least['sensitivity']:.2f}, of {least['source']}" in answer
 
 
+def test_shifts_are_differences_of_the_saved_scores(ci_run, scores):
+    shifted, table = ci_run.parquet(NAME, "shifted"), ci_run.numbers(NAME, "shifts").set_index("shift")
+    assert list(table.index) == asked(NAME)["shifts"] == ["kernel", "noise", "window", "spacing"]
+    lines = [line for line in ci_run.said(NAME)[-1].splitlines() if "Shift of the" in line]
+    for (name, row), line in zip(table.iterrows(), lines, strict=True):
+        own = shifted[shifted["shift"] == name]
+        assert row["difference"] == pytest.approx(mean_auc(own, "mixed") - mean_auc(scores, "mixed"), abs=1e-9)
+        assert name in line and in_order(line, *(f"{row[c]:+.3f}" for c in ("difference", "low", "high")))
+        assert f"{row['detectable']:.3f} would be seen" in line and ("not told" in line) == (row["p_holm"] >= 0.05)
+        trained = own.merge(scores[scores["design"] == "mixed"], on=["replicate", "scan_id"])
+        assert (trained["carried_x"] == trained["carried_y"]).all()  # thresholds come from scans as they were
+        assert not np.allclose(trained["probability_x"], trained["probability_y"])
+    np.testing.assert_allclose(table["p_holm"], holm(table["p_value"]))
+
+
 def test_the_hospital_is_guessed_against_the_largest_share(ci_run, scores):
     told = ci_run.numbers(NAME, "told")
     one = scores.drop_duplicates("scan_id")

@@ -70,6 +70,7 @@ class TestGrid:
         for cell, values in grid.cells.items():
             runner.plan(chapters, ("base", {sweep.NOTEBOOK: grid.base}), (cell, {sweep.NOTEBOOK: values}))
         assert grid.baseline in grid.cells and grid.description
+        assert len(set(grid.base["seeds"])) >= 5  # each trains for a conclusion
 
     def test_sampler_grid_is_the_paper_s(self):
         """3 samplers, 4 and 8 intervals, 4, 8 and 16 slices: random has no intervals, and 8 intervals want 8 slices."""
