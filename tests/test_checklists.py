@@ -27,3 +27,14 @@ def test_what_an_answer_points_to_is_there(path):
     assert links and not [
         link for link in links if not link.startswith("https://") and not (path.parent / link).exists()
     ]
+
+
+def test_each_kind_of_input_has_a_test_that_exists():
+    """Named by its function, or by function[case]."""
+    named = re.findall(r"\[`(test_\w+)(?:\[([^]]+)\])?`\]\(([^)]+)\)", (FOLDER / "odd-inputs.md").read_text())
+    assert len(named) > 80
+    for function, case, path in named:
+        source = (FOLDER / path).read_text()
+        assert f"def {function}(" in source and (not case or f'"{case}"' in source), (function, case, path)
+    rows = [line for line in (FOLDER / "odd-inputs.md").read_text().splitlines() if line.startswith("| ")]
+    assert all("[`test_" in row or row == "| input | what a user sees | test |" for row in rows)

@@ -458,6 +458,8 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
             note("", column, "warned", Reason.UNKNOWN_COLUMN)
     if not lines:
         raise CohortError(f"{path} lists no scan")
+    for _, cells in lines:  # whole numbers beside empty cells, as pandas writes them
+        cells.update({name: cells[name].removesuffix(".0") for name in ("label", "fold") if name in cells})
     folder = os.path.dirname(path)
     home = os.path.realpath(folder or ".")
     found: list[Found] = []

@@ -51,11 +51,15 @@ def slices_of(volume: np.ndarray, turn: np.ndarray, view: str) -> np.ndarray:
 def axes_of(turn: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], notes: Notes) -> np.ndarray:
     """``turn``, or that of (z, y, x) axes for an array of that shape which nobody gave an affine; noted as a doubt.
 
-    An identity affine is what saving a bare array gives, and bare arrays of ITK and PyTorch users begin with z.
+    An identity affine is what saving a bare array gives, and bare arrays of ITK and PyTorch users begin with z. Axial
+    slices have square pixels: others are doubted.
     """
     bare = np.array_equal(np.abs(affine), np.eye(4)) and len(shape) > 2 and shape[1] == shape[2] != shape[0]
     if bare:
         notes.add("", "warned", f"{Reason.AXES}: identity affine, shape {shape[0]} x {shape[1]} x {shape[2]}")
+    spacing = np.sqrt(np.square(affine[:3, :3]).sum(axis=0))[np.argsort(turn[:, 0])]
+    if not bare and max(spacing[:2]) > 1.5 * min(spacing[:2]):
+        notes.add("", "warned", f"{Reason.NOT_AXIAL}: pixels of {spacing[0]:.2g} x {spacing[1]:.2g} mm")
     return nib.orientations.axcodes2ornt("SPL") if bare else turn
 
 

@@ -441,6 +441,10 @@ class TestManifest:
     def test_labels(self, manifest, text, label):
         assert brief(read_cohort(manifest(f"path,label\na,{text}\n"))) == [("a", "", label)]
 
+    def test_whole_numbers_as_pandas_writes_them(self, manifest):
+        cohort = read_cohort(manifest("path,split,label,fold\na,train,1.0,2.0\nb.nii.gz,,,\n"))
+        assert brief(cohort) == [("a", "train", 1), ("b", "", None)] and cohort["fold"].tolist() == [2, pd.NA]
+
     def test_labels_of_other_names(self, manifest):
         path = manifest("path,label\na,CAP\nb.nii.gz,late\n")
         with pytest.raises(CohortError, match=r"line 2: label is 'CAP', .* with -p labels=\"CAP:0,late:0\", with 1 in"):
