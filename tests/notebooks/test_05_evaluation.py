@@ -247,6 +247,7 @@ def test_answer_says_what_the_tables_say(ci_run, main):
     tests = ci_run.numbers(CHAPTER, "aggregations_against_mean")
     clear = tests[tests["p_holm"] < 0.05]
     (line,) = [line for line in answer.splitlines() if "Against the mean" in line]
+    assert f"from {tests['detectable'].median():.3f} would be seen" in line
     assert f", {len(tests)} tests: " in line and ("none differs" in line) == clear.empty
     assert all(
         in_order(line, *(f"{row[c]:+.3f}" for c in ("difference", "low", "high"))) for _, row in clear.iterrows()
