@@ -137,7 +137,11 @@ def _read(row: Mapping[str, Any], params: Params) -> tuple[list[np.ndarray], str
 def _widget(figure: Figure, scan: Viewed, names: list[str], opened, note: str, still: bytes):
     """Name, slider and the live figure; the still picture goes into the stored notebook, for where widgets are dead."""
     import ipywidgets
+
+    backend = plt.get_backend()
     from ipympl.backend_nbagg import Canvas, FigureManager
+
+    plt.switch_backend(backend)  # the import makes ipympl's that of all later figures
 
     class Box(ipywidgets.VBox):
         def _repr_mimebundle_(self, **kwargs):

@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from e2d_lib.study import viewer
@@ -82,7 +83,9 @@ def test_elsewhere_than_in_jupyterlab_it_is_a_picture(monkeypatch):
 def test_in_jupyterlab_slider_and_name_change_what_is_drawn_and_a_still_is_stored(monkeypatch):
     monkeypatch.delenv("E2D_PROGRESS", raising=False)
     monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/x.ipynb")
+    backend = plt.get_backend()
     box = viewer.show({EVIL: scan(), "b": scan(20, 15)})
+    assert plt.get_backend() == backend == "agg"  # later figures of the notebook stay pictures
     name, slider, canvas = box.children
     assert name.options == (EVIL, "b") and (slider.value, slider.max) == (7, 11)
     slider.value = 3
