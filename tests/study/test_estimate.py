@@ -30,7 +30,7 @@ def test_the_command_adds_up_images_slices_and_hours(tmp_path, capsys):
         for number in range(6):
             (tmp_path / "train" / "covid" / f"scan {k}" / f"{number}.jpg").touch()
     changes = ["size=64", "folds=[5]", "fractions=[0.5, 1.0]", "seeds=[0, 1]", "epochs=10", "n_samples=8"]
-    changes += ["backbone=test_efficientnet", "scans_per_step=4"]
+    changes += ["backbone=test_efficientnet", "scans_per_step=4", "settings={}"]
     arguments = [part for change in changes for part in ("-p", change)]
     options = ["--profile", "ci", "--rate", "2", "--notebooks", str(ROOT / "notebooks"), "--data-root", str(tmp_path)]
     assert cli.main(["plan", *options, *arguments]) == 0
