@@ -235,7 +235,7 @@ def few_shot(
     the 3 %, and so on. Independent of the order of the scans.
 
     >>> few_shot(["a", "b", "c", "d", "e"], [0, 0, 1, 1, 1], 0.5, patients=["p", "q", "r", "r", "r"])
-    array([0, 2, 3, 4])
+    array([1, 2, 3, 4])
     """
     if not 0 < fraction <= 1:
         raise DatasetError(f"a fraction of the scans lies in (0, 1], got {fraction}")
