@@ -33,8 +33,8 @@ filter:  ## have git store notebooks without outputs, where there is a git check
 study: $(READY)  ## run the whole study on the embedded data -> results/demo/
 	$(BIN)/e2d run --profile demo
 
-test: $(READY)  ## the whole test suite, on all cores and one worker more, as some tests wait for servers and kernels
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadgroup
+test: $(READY)  ## the whole test suite, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 report: $(READY)  ## one page to read of the run -> results/demo/report.html
 	$(BIN)/e2d report results/demo

@@ -138,6 +138,10 @@ def test_what_strangers_named_is_text(page):
     assert page.tags.count("img") == 3
 
 
+def data(cell) -> list[dict]:
+    return [output.get("data", {}) for output in cell.get("outputs", [])]
+
+
 def test_a_whole_run(tmp_path):
     """Of the run that the repository keeps every answer and every picture is there."""
     reference = ROOT / "results" / "reference"
@@ -147,11 +151,9 @@ def test_a_whole_run(tmp_path):
     for copy in sorted(reference.glob("0*/notebook.ipynb")):
         cells = nbformat.read(copy, as_version=4).cells
         assert cells[0].source.partition("\n")[0].lstrip("# ") in text
-        outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-        pictures += sum("image/png" in data for data in outputs)
-        answer = next(cell for cell in reversed(cells) if "chapter.say(" in cell.source).outputs[0]["data"][
-            "text/markdown"
-        ]
+        pictures += sum("image/png" in output for cell in cells for output in data(cell))
+        said = (out["text/markdown"] for c in reversed(cells) if "chapter.say(" in c.source for out in data(c))
+        answer = next(said)
         first = re.split(r"[*`|\n]", answer)[0].strip("- ")
         assert " ".join(first.split()) in text
     assert page.tags.count("img") == pictures > 20
