@@ -243,10 +243,10 @@ def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rn
             counts.append(np.concatenate([block / block.sum(axis=1, keepdims=True) for block in blocks]))
         positive, negative = counts
         drawn += np.einsum("br,bp,rpn,bn->b", weights, positive, contrast, negative, optimize=True) / len(contrasts)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = bootstrap.percentiles(drawn)
     tail = max(min((drawn <= 0).mean(), (drawn >= 0).mean()), 1 / n_boot)
     value = float(np.mean([contrast.mean() for contrast in contrasts.values()]))
-    found = {"difference": value, "low": float(low), "high": float(high), "p_value": min(1.0, 2 * float(tail))}
+    found = {"difference": value, "low": low, "high": high, "p_value": min(1.0, 2 * float(tail))}
     return found | {"detectable": float(metrics.SEEN * drawn.std())}
 
 

@@ -70,8 +70,8 @@ def extract(
     Raises WeightsUnavailable, CheckpointError and ModelError as `model.build` does; ValueError for features beyond
     float16.
     """
-    place = resolve_device(device)
     net = frozen_network(backbone, weights, size=done.params.size, device=device)
+    place = net.scale.device
     precision = _settled(precision, place)
     about = {"backbone": backbone, "weights": _digest(net.backbone), "precision": precision, "format": FORMAT}
     folder = done.folder / "features" / io.digest(about)
