@@ -247,16 +247,19 @@ def _read_truth(path: Path) -> pd.DataFrame:
 
 
 def _check(out: Path, parameters: dict[str, Any]) -> None:
-    (low, high), format = parameters["slices"], parameters["format"]
-    least = {"n_scans": 1, "n_sources": 1, "matrix": 32}
-    shares = ("positive", "valid")
-    fine = {f"slices must be (fewest, most) with 1 <= fewest <= most, not {(low, high)}": 1 <= low <= high}
-    fine |= {f"{name} must be at least {n}, not {parameters[name]}": parameters[name] >= n for name, n in least.items()}
-    fine |= {f"{name} is a share from 0 to 1, not {parameters[name]}": 0 <= parameters[name] <= 1 for name in shares}
-    fine |= {f"format must be 'jpeg' or 'nifti', not {format!r}": format in ("jpeg", "nifti")}
-    for text, holds in fine.items():
-        if not holds:
-            raise ValueError(text)
+    low, high = parameters["slices"]
+    if not 1 <= low <= high:
+        raise ValueError(f"slices must be (fewest, most) with 1 <= fewest <= most, not {(low, high)}")
+    for name in ("n_scans", "n_sources"):
+        if parameters[name] < 1:
+            raise ValueError(f"{name} must be at least 1, not {parameters[name]}")
+    if parameters["matrix"] < 32:
+        raise ValueError(f"matrix must be at least 32 pixels, not {parameters['matrix']}")
+    for name in ("positive", "valid"):
+        if not 0 <= parameters[name] <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1, not {parameters[name]}")
+    if parameters["format"] not in ("jpeg", "nifti"):
+        raise ValueError(f"format must be 'jpeg' or 'nifti', not {parameters['format']!r}")
     if not out.exists():
         return
     if (out / "phantom.json").is_file():
