@@ -78,7 +78,7 @@ def compare(
                     beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
                     p = min(1.0, 2 * (beyond + 1) / (n_boot + 1))
                 method = f"{method}; paired bootstrap" if method else "paired bootstrap"
-        n, seen = len(runs[0].labels), metrics.SEEN * error
+        n, seen = len(runs[0].labels), metrics.detectable(error)
         rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, seen, n, method, reason))
     columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "detectable", "n", "method", "reason"]
     return pd.DataFrame(rows, columns=columns)

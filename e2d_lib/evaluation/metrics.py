@@ -265,8 +265,16 @@ def net_benefit(
 
 # Paired comparisons ------------------------------------------------------------------------------------------------
 
-SEEN = norm.isf(0.025) + norm.ppf(0.8)
-"""A difference of so many standard errors is found with 80 % power by a test at 5 %."""
+
+def detectable(error: float, freedom: float = np.inf) -> float:
+    """The smallest difference that a test at 5 % finds with 80 % power, were its standard error ``error``.
+
+    freedom: degrees of freedom of the error; without them it is taken as known.
+
+    >>> round(detectable(0.01), 4)
+    0.028
+    """
+    return float((t.isf(0.025, freedom) + t.ppf(0.8, freedom)) * error)
 
 
 def adjust(pvalues: Any, *, method: str = "holm") -> np.ndarray:

@@ -116,6 +116,6 @@ def test(runs: Runs, other: Runs | None = None, *, level: float = 0.95) -> dict[
         "high": float(difference + reach),
         "p_value": float(p),
         "replicate_sd": float(runs.values.std(ddof=1)) if len(runs.values) > 1 else np.nan,
-        "detectable": float(reach + t.ppf(0.8, freedom) * error),
+        "detectable": metrics.detectable(error, freedom),
         "replicates": min(len(one.values) for one in groups),
     }

@@ -403,7 +403,7 @@ def paired(
             differ = values[values != 0]
             p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
             error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            seen = metrics.SEEN * error
+            seen = metrics.detectable(error)
             rows.append((*key, measure, values.mean(), *boot(values), p_value, seen, len(values), len(differ)))
     columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "detectable", "n", "n_differ"]
     table = pd.DataFrame(rows, columns=columns).astype({"n_intervals": "Int64"})

@@ -247,7 +247,7 @@ def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rn
     tail = max(min((drawn <= 0).mean(), (drawn >= 0).mean()), 1 / n_boot)
     value = float(np.mean([contrast.mean() for contrast in contrasts.values()]))
     found = {"difference": value, "low": low, "high": high, "p_value": min(1.0, 2 * float(tail))}
-    return found | {"detectable": float(metrics.SEEN * drawn.std())}
+    return found | {"detectable": metrics.detectable(drawn.std())}
 
 
 def _wins(scored: pd.DataFrame) -> dict[str, np.ndarray]:
