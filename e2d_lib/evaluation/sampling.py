@@ -5,7 +5,8 @@ draw (method/README.md §4; arXiv:2404.01643, section on KDS). Here each sampler
 the areas of its slices follow the window's (`quality`: ks, wasserstein), how much of the window do they cover
 (coverage, fill), do they meet the lesions and the largest area (lesion, largest_area, expected_lesion_slices), and how
 much does one draw differ from the next (mean_area_sd, position_sd, lesion_share_sd). `summary` gives means over scans
-with intervals, `paired` the samplers' differences on the same scans.
+with intervals, `paired` the samplers' differences on the same scans. Both go by patient where `quality`'s table has
+been given a column ``patient``.
 
 Every sampler draws independent simple random samples without replacement, one from each group of slices (`design`).
 From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` are means over redraws (`draws`).
@@ -25,6 +26,7 @@ from e2d_lib import bootstrap, io
 from e2d_lib.evaluation import metrics
 from e2d_lib.method import kds
 from e2d_lib.method.ssfl import checked_areas
+from e2d_lib.scans.patients import patient_of
 
 if TYPE_CHECKING:
     from e2d_lib.method.preprocess import Preprocessed
@@ -346,16 +348,16 @@ def summary(
 ) -> pd.DataFrame:
     """Each measure's mean over scans: method, n_samples, n_intervals, measure, value, low, high, n.
 
-    quality: of `quality`. low, high: percentile interval of n_boot bootstrap samples of the scans, NaN of fewer than
-    two scans. n: scans that have the measure; a measure that no scan has is left out.
+    quality: of `quality`. low, high: percentile interval of n_boot bootstrap samples of the patients, NaN of fewer than
+    two. n: scans that have the measure; a measure that no scan has is left out.
     """
     boot = _intervals(rng, n_boot, level)
     rows = []
     for key, part in quality.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
-            values = part[measure].dropna().to_numpy()
+            values, of = _known(part, part[measure])
             if len(values):
-                rows.append((*key, measure, values.mean(), *boot(values), len(values)))
+                rows.append((*key, measure, values.mean(), *boot(values, of), len(values)))
     return pd.DataFrame(rows, columns=[*SETTING, "measure", "value", "low", "high", "n"]).astype(
         {"n_intervals": "Int64"}
     )
@@ -374,10 +376,10 @@ def paired(
 
     quality: of `quality`. Where both methods have intervals, they are compared at equal n_intervals; where one has
     none, that column is the other's. Columns method, baseline, n_samples, n_intervals, measure, difference (mean over
-    scans of the method's less the baseline's), low, high (bootstrap of the scans, as in `summary`), p_value (Wilcoxon
-    signed-rank test, two-sided, scans that do not differ left out; 1 where none differs), p_holm (corrected for all
-    tests of the table), detectable (the smallest mean difference found with 80 % power, by its error), n (scans that
-    have the measure), n_differ (scans that differ, by more than rounding).
+    scans of the method's less the baseline's), low, high (bootstrap of the patients, as in `summary`), p_value
+    (Wilcoxon signed-rank test of the patients' means, two-sided, those that do not differ left out; 1 where none
+    differs), p_holm (corrected for all tests of the table), detectable (the smallest mean difference found with 80 %
+    power, by its error), n (scans that have the measure), n_differ (patients that differ, by more than rounding).
 
     mean_area_bias has a sign: nearer to the baseline is not nearer to 0; mean_area_error says which is better.
     Raises SamplingError when the table has no such baseline, or nothing to compare with it.
@@ -396,15 +398,15 @@ def paired(
     rows = []
     for key, part in both.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
-            values = (part[measure] - part[f"{measure}_base"]).dropna().to_numpy()
+            values, of = _known(part, part[measure] - part[f"{measure}_base"])
             if not len(values):
                 continue
             values = np.where(np.abs(values) > 1e-12, values, 0.0)  # equal probabilities, rounded along other ways
-            differ = values[values != 0]
+            own = np.bincount(of, values) / np.bincount(of)
+            differ = own[np.abs(own) > 1e-12]
             p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            seen = metrics.detectable(error)
-            rows.append((*key, measure, values.mean(), *boot(values), p_value, seen, len(values), len(differ)))
+            seen = metrics.detectable(_error(values, of))
+            rows.append((*key, measure, values.mean(), *boot(values, of), p_value, seen, len(values), len(differ)))
     columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "detectable", "n", "n_differ"]
     table = pd.DataFrame(rows, columns=columns).astype({"n_intervals": "Int64"})
     table.insert(1, "baseline", baseline)
@@ -412,20 +414,33 @@ def paired(
     return table
 
 
+def _known(scans: pd.DataFrame, values: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The scans' values that are there, (n,), and the number of each one's patient."""
+    known = values.notna().to_numpy()
+    return values.to_numpy()[known], pd.factorize(patient_of(scans)[known])[0]
+
+
+def _error(values: NDArray[np.float64], of: NDArray[np.int64]) -> float:
+    """Standard error of the mean of the scans' values, of which those of a patient may depend in any way."""
+    count = int(of.max()) + 1
+    parts = np.bincount(of, values - values.mean()) * (count / len(values))
+    return np.sqrt(np.sum(parts**2) / (count - 1)) / np.sqrt(count) if count > 1 else np.nan
+
+
 def _intervals(
     rng: np.random.Generator, n_boot: int, level: float
-) -> Callable[[NDArray[np.float64]], tuple[float, float]]:
-    """values (n,) -> percentile interval of their mean; the same resamples for all values of one length."""
+) -> Callable[[NDArray[np.float64], NDArray[np.int64]], tuple[float, float]]:
+    """values (n,), patients (n,) -> percentile interval of their mean; the same resamples for the same patients."""
     bootstrap.require_level(level)
-    drawn: dict[int, NDArray[np.float64]] = {}
+    drawn: dict[bytes, NDArray[np.float64]] = {}
 
-    def interval(values: NDArray[np.float64]) -> tuple[float, float]:
-        n = len(values)
-        if n < 2:
+    def interval(values: NDArray[np.float64], of: NDArray[np.int64]) -> tuple[float, float]:
+        if of.max() < 1:
             return np.nan, np.nan
-        if n not in drawn:
-            drawn[n] = np.concatenate(list(bootstrap.counts(rng, n_boot, n))) / n  # (n_boot, n)
-        return bootstrap.percentiles(drawn[n] @ values, level)
+        if (key := of.tobytes()) not in drawn:
+            counts = np.concatenate(list(bootstrap.counts(rng, n_boot, len(of), groups=of)))
+            drawn[key] = np.divide(counts, counts.sum(axis=1, keepdims=True), order="C")  # (n_boot, n)
+        return bootstrap.percentiles(drawn[key] @ values, level)
 
     return interval
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from e2d_lib import bootstrap
-from e2d_lib.evaluation import ablation, frozen, multirun, scoring, sources
+from e2d_lib.evaluation import ablation, frozen, metrics, multirun, sampling, scoring, sources
 from e2d_lib.method import reduction
 from e2d_lib.network import experiments, training
 from e2d_lib.network.features import Features
@@ -207,6 +208,50 @@ def test_settings_are_compared_over_patients():
     for column in ("difference", "difference_low", "difference_high", "p_value"):
         assert many[column] == pytest.approx(once[column])
     assert many["high"] - many["low"] == pytest.approx(once["high"] - once["low"], rel=0.2)
+
+
+class TestSamplers:
+    """The ways to draw slices, against each other: of 40 patients with 1 to 4 scans each, mixed."""
+
+    @pytest.fixture
+    def quality(self, table, rng):
+        own = rng.normal(size=40)[table["patient"].str[1:].astype(int)]  # what scans of one patient share
+        parts = []
+        for method, values in (("random", np.zeros(90)), ("spaced", 0.2 + own + rng.normal(0, 0.3, 90))):
+            part = table[["scan_id", "patient"]].assign(method=method, n_samples=8, n_intervals=pd.NA)
+            parts.append(part.astype({"n_intervals": "Int64"}).assign(ks=values))
+        return pd.concat(parts, ignore_index=True)
+
+    def test_are_compared_over_patients(self, quality):
+        of = quality[quality["method"] == "spaced"].groupby("patient")["ks"]
+        patients, n = [part.to_numpy() for _, part in of], len(of)
+        rng, how = np.random.default_rng(0), {"measures": ["ks"], "n_boot": 4000}
+        plain = [np.concatenate([patients[k] for k in rng.integers(n, size=n)]).mean() for _ in range(4000)]
+        found = sampling.paired(quality, rng=rng, **how).iloc[0]
+        value = sampling.summary(quality, rng=rng, **how).set_index("method").loc["spaced"]
+        ends = np.quantile(plain, [0.025, 0.975])
+        for row in (found, value):
+            assert [row["low"], row["high"]] == pytest.approx(ends, abs=0.03 * np.ptp(ends))
+        assert found["p_value"] == pytest.approx(stats.wilcoxon([part.mean() for part in patients]).pvalue)
+        assert (found["n"], found["n_differ"], value["n"]) == (90, 40, 90)
+        assert found["detectable"] == pytest.approx((1.959964 + 0.841621) * np.std(plain), rel=0.05)
+        blind = sampling.paired(quality.drop(columns="patient"), rng=rng, **how).iloc[0]
+        assert found["detectable"] > 1.2 * blind["detectable"] and found["p_value"] > 2 * blind["p_value"]
+
+    def test_scans_of_one_patient_have_no_interval(self, quality):
+        own = quality[quality["patient"] == quality["patient"].mode()[0]]
+        found = sampling.paired(own, rng=np.random.default_rng(0), measures=["ks"]).iloc[0]
+        assert found["n"] > 1 and found["n_differ"] == 1
+        assert found[["low", "high", "detectable"]].isna().all()
+
+    def test_one_scan_a_patient_is_to_the_last_bit_as_scans_drawn(self, quality):
+        values = quality.loc[quality["method"] == "spaced", "ks"].to_numpy()
+        drawn = np.random.default_rng(0).multinomial(90, np.full(90, 1 / 90), size=2000) / 90
+        ends = [*np.quantile(drawn @ values, [0.025, 0.975]), metrics.detectable(values.std(ddof=1) / np.sqrt(90))]
+        for table in (quality.assign(patient="P" + quality["scan_id"]), quality.drop(columns="patient")):
+            row = sampling.paired(table, rng=np.random.default_rng(0), measures=["ks"]).iloc[0]
+            assert [row["low"], row["high"], row["detectable"]] == ends
+            assert row["p_value"] == stats.wilcoxon(values).pvalue
 
 
 class TestSources:

@@ -1,12 +1,16 @@
 """Chapter 6: the comparison, the samplers' tests and what is said of them, against the saved scores and each other."""
 
 import itertools
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from e2d_lib.evaluation import sampling
+from e2d_lib.figures import intervals
 from tests.conftest import ROOT
 from tests.notebooks.conftest import asked, holm, in_order, points, read_json
 
@@ -235,3 +239,41 @@ def test_groups_and_released_draws_of_patients(ci_run, patients):
         ks = np.mean([stats.ks_2samp(window[draw], window).statistic for window, draw in pairs])
         bias = np.mean([(window[draw].mean() - window.mean()) / window.std() for window, draw in pairs])
         assert released.loc[year, "ks"] == pytest.approx(ks) and released.loc[year, "bias"] == pytest.approx(bias)
+
+
+def test_scans_of_one_patient_count_as_one(rng):
+    """The samplers' cell, run on 12 windows and on each of them three times over, as scans of one patient."""
+    (cell,) = (
+        c["source"] for c in nbformat.read(ROOT / f"notebooks/{CHAPTER}.ipynb", 4).cells if "of_windows(" in c.source
+    )
+    areas = [rng.integers(1, 5000, rng.integers(9, 40)) for _ in range(12)]
+    found = []
+    for copies in (1, 3):
+        names = {f"s{k:02}-{c}": k for k in range(12) for c in range(copies)}
+        scans = pd.DataFrame(
+            {"scan_id": list(names), "patient": list(names.values()), "status": "kept", "start": 0, "stop": 1}
+        )
+        tables = {}
+        chapter = SimpleNamespace(
+            data_root=None,
+            save_table=lambda name, table, t=tables: t.setdefault(name, table),
+            save_figure=lambda *a: None,
+        )
+        done = SimpleNamespace(scans=scans, areas=lambda name, n=names: areas[n[name]])
+        quiet = SimpleNamespace(of_scans=lambda *a, **k: {}, of_windows=lambda *a: {})
+        given = {
+            "chapter": chapter,
+            "done": done,
+            "cohort": scans,
+            "lesions": quiet,
+            "sampling": sampling,
+            "n_boot": 200,
+        }
+        given |= {"sampler_redraws": 1, "rng": np.random.default_rng(0), "intervals": intervals, "display": print}
+        exec(cell, given)
+        found.append([t[t["measure"] == "position_sd"].reset_index(drop=True) for t in tables.values()])
+    for once, many in zip(*found, strict=True):
+        assert (many["n"] == 3 * once["n"]).all() and "low" in once
+        kept = [c for c in ("value", "difference", "p_value", "detectable", "n_differ") if c in once]
+        pd.testing.assert_frame_equal(many[kept], once[kept])
+        assert (many["high"] - many["low"]).to_numpy() == pytest.approx(once["high"] - once["low"], rel=0.2)
