@@ -44,15 +44,12 @@ def sentence(error: BaseException, source: str) -> str | None:
 
 def _chapter(source: str) -> list[str] | None:
     """The stored code cells of the chapter that is open, or else of one that has the cell ``source``."""
-    import nbformat
-
-    from e2d_lib.study.notebook import StudyError, notebooks
+    from e2d_lib.study.notebook import StudyError, notebooks, stored_cells
 
     opened = Path(os.environ.get("JPY_SESSION_NAME", "")).stem  # set by Jupyter's server
     try:
         for notebook in notebooks():
-            cells = nbformat.read(notebook.path, as_version=4).cells
-            code = [cell.source.strip() for cell in cells if cell.cell_type == "code"]
+            code = [cell.source.strip() for cell in stored_cells(notebook.path) if cell.kind == "code"]
             if notebook.name == opened or source.strip() in code:
                 return code
     except (StudyError, OSError, ValueError):

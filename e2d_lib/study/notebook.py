@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nbformat
-
 import e2d_lib
 from e2d_lib import io
 
@@ -62,6 +60,26 @@ def shown(path: str | Path) -> str:
     return (full.relative_to(Path.cwd()) if below else full).as_posix()
 
 
+class Cell(NamedTuple):
+    """A cell as it is stored: its kind ("code", "markdown"), source and tags."""
+
+    kind: str
+    source: str
+    tags: list[str]
+
+
+def stored_cells(path: Path) -> list[Cell]:
+    """A notebook's cells. Raises StudyError for a file that is none.
+
+    Read as the JSON it is: nbformat takes over a second to import, in every chapter's kernel.
+    """
+    try:
+        cells = io.read_json(path)["cells"]
+        return [Cell(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags", [])) for c in cells]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{shown(path)} is no Jupyter notebook: {error!r}") from None
+
+
 class Parameter(NamedTuple):
     """A notebook's parameter: its default, and the types that a value may have."""
 
@@ -91,8 +109,7 @@ class Notebook:
     @cached_property
     def _cells(self) -> list[tuple[str, str]]:
         """Type and source of every cell but the parameters': their values are told apart from the cells."""
-        cells = nbformat.read(self.path, as_version=4).cells
-        return [(c.cell_type, c.source) for c in cells if "parameters" not in c.metadata.get("tags", [])]
+        return [(cell.kind, cell.source) for cell in stored_cells(self.path) if "parameters" not in cell.tags]
 
     def key(self, parameters: Mapping[str, Any]) -> str:
         """What the chapter's results depend on besides the chapters it reads: cells, parameters, the library."""
@@ -143,7 +160,7 @@ def declared_parameters(path: Path) -> dict[str, Parameter]:
 
     Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
     """
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [cell for cell in stored_cells(path) if "parameters" in cell.tags]
     if len(cells) != 1:
         raise StudyError(f"{path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
     found = {}
