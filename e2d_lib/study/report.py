@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 
 from e2d_lib import io, words
@@ -44,6 +43,8 @@ def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
 
     A figure stands with the prose before it, once; in the cells its number stands in its place.
     """
+    import nbformat
+
     cells = nbformat.read(_copy(folder), as_version=4).cells
     title, _, opening = cells[0].source.lstrip("# ").partition("\n")
     question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", opening, re.DOTALL)

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import yaml
 
 from e2d_lib import io
@@ -298,8 +297,8 @@ def _heartbeat(study: Run, notebook: Notebook, head: str, say):
 def _reached(running: Path) -> str:
     """The last cell that was begun, in words, as papermill's copy has it."""
     with contextlib.suppress(OSError, ValueError):
-        cells = nbformat.read(running, as_version=4).cells
-        begun = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
+        cells = io.read_json(running)["cells"]
+        begun = [i for i, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")]
         return f"cell {begun[-1]}" if begun else "its start"
     return "its start"
 
@@ -384,6 +383,8 @@ def _kernel_environment(notebook: Notebook, progress: bool):
 
 def _tidy(path: Path) -> None:
     """Leave of what bars wrote what a terminal would show in the end: what was written over is gone."""
+    import nbformat  # over a second; commands that run no notebook do without
+
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
