@@ -70,6 +70,8 @@ class Reason(StrEnum):
     COLOUR = "colour"
     # what the greys show
     NO_CONTRAST = "no air beside tissue"
+    NOISE = "noise"
+    OTHER_WINDOW = "not the lung window"
     NO_AIR = "bright to the corners"
     ALL_LUNG = "air all around the body counts as lung"
     # the scan or the cohort

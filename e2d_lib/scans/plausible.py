@@ -18,6 +18,13 @@ LEAST = 0.02
 ISLAND = 0.08
 """Share of a slice that body inside a hole of the body must not reach. On real scans vessels and tumours reach 0.01;
 the bound is far above: a consolidation that lung surrounds is disease, and must not cost the scan."""
+ALIKE = 0.4
+"""Correlation that neighbouring pixels have at least: on real slices 0.94, cut into the lungs 0.65; in noise 0."""
+BLACK, GREY, WHITE = 0.25, 0.04, 0.7
+"""Share of the body's middle that is black where the window is too narrow for lung, or, if less than `WHITE` of the
+body is brighter than grey 150, too high. Real slices in lung windows from -1100 HU have no black there, in one from -900
+up to 0.13, and 0.88 white; for the mediastinum, where there is lung at all, 0.09 to 0.5, and 0.16 to 0.69 white; for bone
+0.03 to 0.4, and 0.02 to 0.48 white; for the brain 0.28 to 0.7."""
 
 
 def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
@@ -26,7 +33,8 @@ def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
     ``hounsfield``: they were windowed from values said to be in HU (volumes, DICOM). Then air must lie near -1000 and
     tissue near 0 to 80, black padding left aside. Slices that came as 8-bit images must show both dark and bright, and
     more than two greys, and what is bright around must not be far brighter than the middle, where spine and heart are,
-    as in inverted greys. In neither may the body lie in a hole of what is bright around it, as it does where the
+    as in inverted greys; neighbouring pixels must be alike, and the lungs not black, as they are in the windows for
+    mediastinum, bone and brain. In neither may the body lie in a hole of what is bright around it, as it does where the
     background is white or a bright frame was drawn.
     """
     some = _some(images)
@@ -38,6 +46,12 @@ def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
     inverted = sum(_corner(image) >= BODY and _middle(image) < 0.6 * _corner(image) for image in some)
     if not hounsfield and 2 * inverted > len(some):
         return f"{Reason.ALL_LUNG}: inverted greys"
+    if not hounsfield and np.median([_alike(image) for image in some]) < ALIKE:
+        return f"{Reason.NOISE}: neighbouring pixels have nothing in common"
+    if not hounsfield and (black := np.mean([_black(image) for image in some])) > GREY:
+        body = sum(counts)[BODY:]
+        if black > BLACK or body[150 - BODY :].sum() < WHITE * body.sum():
+            return f"{Reason.OTHER_WINDOW}: {black:.0%} of the body's middle is black"
     inside = sum(_island(image) > ISLAND for image in some)
     return f"{Reason.ALL_LUNG}: white background or frame" if 4 * inside >= len(some) else ""
 
@@ -88,6 +102,19 @@ def _middle(image: np.ndarray) -> float:
     rows, columns = image.shape
     middle, width = columns // 2, columns // 20
     return image[rows // 4 : rows - rows // 4, middle - width : middle + width + 1].mean()
+
+
+def _alike(image: np.ndarray) -> float:
+    """The correlation of neighbours in a row; 1 where all pixels are equal."""
+    left, right = (image[::8, part].astype(np.float32) for part in (np.s_[:-1], np.s_[1:]))
+    return 1 - np.var(left - right) / max(np.var(left) + np.var(right), 1e-9)
+
+
+def _black(image: np.ndarray) -> float:
+    """The share of black, JPEG's included, in the middle half of the rows and columns that hold body."""
+    column, row, columns, rows = cv2.boundingRect((image >= BODY).view(np.uint8))
+    middle = image[row + rows // 4 : row + rows - rows // 4, column + columns // 4 : column + columns - columns // 4]
+    return np.count_nonzero(middle <= 2) / max(middle.size, 1)
 
 
 def _island(image: np.ndarray) -> float:

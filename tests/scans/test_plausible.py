@@ -4,6 +4,7 @@ import os
 
 import cv2
 import numpy as np
+import pydicom
 import pytest
 
 from e2d_lib.method import preprocess, ssfl
@@ -88,6 +89,34 @@ def test_real_scans_are_left_in_whole_and_cut_and_out_inverted(shared, name):
             assert "inverted" not in plausible.doubtful(images, hounsfield=False)
         assert not plausible.bright_around(whole)
         assert "inverted" in plausible.doubtful([255 - image for image in whole], hounsfield=False)
+
+
+OF_LUNG = [(-600, 1500), (-500, 1500), (-620, 1500), (-560, 1400), (-600, 1200), (-700, 1000), (-400, 1500)]
+OF_ELSE = [(40, 400), (40, 350), (50, 450), (300, 1500), (400, 1800), (40, 80), (40, 100)]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", REAL[:4])
+def test_real_scans_in_the_windows_of_other_organs_are_left_out(shared, name):
+    """And in those of the lung no slice is, alone, cut to the body, or amid black."""
+    slices = []
+    for path in sorted((shared / "data" / name).glob("*.dcm"))[:: 1 if "tcia" in name else 4]:
+        data = pydicom.dcmread(path)
+        slices.append(data.pixel_array * float(data.RescaleSlope) + float(data.RescaleIntercept))
+    for centre, width in [*OF_LUNG, *OF_ELSE]:
+        greys = [np.clip((hu - centre + width / 2) / width * 255, 0, 255).astype(np.uint8) for hu in slices]
+        greys = [cv2.imdecode(cv2.imencode(".jpg", grey, [1, 90])[1], cv2.IMREAD_GRAYSCALE) for grey in greys]
+        if (centre, width) in OF_ELSE:
+            assert plausible.doubtful(greys, hounsfield=False).split(":")[0] in (
+                "not the lung window",
+                "no air beside tissue",
+            )
+            continue
+        for grey in greys:
+            r0, r1, c0, c1 = ssfl.crop_box(grey)
+            body = grey[r0:r1, c0:c1]
+            for some in (grey, body, np.pad(body, 300)):
+                assert plausible.doubtful([some], hounsfield=False) == ""
 
 
 def test_a_folder_named_in_latin_1(tmp_path):

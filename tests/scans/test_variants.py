@@ -29,6 +29,13 @@ LUNG = (XYZ == -850).astype(np.uint8)
 GREY = np.clip((HU + 1350.0) / 1500 * 255, 0, 255).astype(np.uint8)
 
 
+RUN = [f"{k}.png" for k in range(20)]
+
+
+def window(hu, centre, width):
+    return np.clip((hu - centre + width / 2) / width * 255, 0, 255).astype(np.uint8)
+
+
 def slices(folder, stored=HU, shift=0, **tags):
     """A DICOM series of these values; HU where no tag says otherwise."""
     tags = {"RescaleIntercept": 0, "StudyInstanceUID": "1.2"} | tags
@@ -151,6 +158,10 @@ CASES = {
         "mask, not CT",
     ),
     "black": (images([f"{k}.png" for k in range(20)], GREY * 0), "excluded", "no air beside tissue"),
+    "window for the mediastinum": (images(RUN, window(HU, 40, 400)), "excluded", "not the lung window"),
+    "window for the brain": (images(RUN, window(HU, 40, 80)), "excluded", "not the lung window"),
+    "another lung window": (images(RUN, window(HU, -500, 1400)), WHOLE, ""),
+    "noise": (images(RUN, np.random.default_rng(0).integers(0, 256, HU.shape, np.uint8)), "excluded", "noise"),
     "copies of a browser": (twice("{} (1).png"), ("warned", 7, 17), "copy: of 0"),
     "copies of Windows": (twice("{} - Copy.png"), ("warned", 7, 17), "copy: of 0"),
     "copies of an older one": (twice("Copy of {}.png"), ("warned", 7, 17), "other run of numbers"),
