@@ -246,6 +246,8 @@ def _told(path: str) -> tuple[bool, int | None]:
     try:
         data = _bytes(path)
         jpeg = data[:2] == b"\xff\xd8"  # OpenCV prints what is wrong with one
+        if simplejpeg.decode_jpeg_header(data)[2] == "Gray" if jpeg else data[:4] + data[24:26] == b"\x89PNG\x08\x00":
+            return False, None
         image = simplejpeg.decode_jpeg(data, "BGR") if jpeg else _decoded(data, cv2.IMREAD_UNCHANGED)
     except ValueError:  # reading that slice says why
         return False, None

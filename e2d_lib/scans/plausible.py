@@ -22,9 +22,9 @@ ALIKE = 0.4
 """Correlation that neighbouring pixels have at least: on real slices 0.94, cut into the lungs 0.65; in noise 0."""
 BLACK, GREY, WHITE = 0.25, 0.04, 0.7
 """Share of the body's middle that is black where the window is too narrow for lung, or, if less than `WHITE` of the
-body is brighter than grey 150, too high. Real slices in lung windows from -1100 HU have no black there, in one from -900
-up to 0.13, and 0.88 white; for the mediastinum, where there is lung at all, 0.09 to 0.5, and 0.16 to 0.69 white; for bone
-0.03 to 0.4, and 0.02 to 0.48 white; for the brain 0.28 to 0.7."""
+body is brighter than grey 150, too high. Real slices in lung windows from -1100 HU have no black there, in one from
+-900 up to 0.13, and 0.88 white; for the mediastinum, where there is lung at all, 0.09 to 0.5, and 0.16 to 0.69 white;
+for bone 0.03 to 0.4, and 0.02 to 0.48 white; for the brain 0.28 to 0.7."""
 
 
 def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:

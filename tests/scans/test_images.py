@@ -5,6 +5,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from e2d_lib.scans.readers import Reason, SliceError
@@ -66,6 +67,16 @@ class TestImages:
         images = [picture(0), picture(1, (30, 20)), picture(2)]
         scan = opened(write_images(tmp_path, ["0.png", "1.png", "2.png"], images))
         assert [image.shape for image in read_all(scan).values()] == [(40, 48), (30, 20), (40, 48)]
+
+    @pytest.mark.parametrize("ending", ["jpg", "png"])
+    def test_grey_images_are_decoded_once_each(self, tmp_path, monkeypatch, ending):
+        """Whether they are colours, the header says."""
+        decoded, files = [], write_images(tmp_path, [f"{i}.{ending}" for i in range(3)])
+        for owner, name in ((cv2, "imdecode"), (simplejpeg, "decode_jpeg")):
+            whole = getattr(owner, name)
+            monkeypatch.setattr(owner, name, lambda *a, f=whole, **k: decoded.append(1) or f(*a, **k))
+        read_all(opened(files))
+        assert len(decoded) == 3
 
     def test_nothing_is_written(self, tmp_path):
         folder = write_images(tmp_path, [f"{i}.jpg" for i in range(3)])
