@@ -150,6 +150,7 @@ def _widget(figure: Figure, scan: Viewed, names: list[str], opened, note: str, s
     canvas = Canvas(figure)
     FigureManager(canvas, 0)
     canvas.header_visible = canvas.footer_visible = False
+    canvas.toolbar_position, canvas.toolbar_visible = "right", "visible"  # it fades in over the slice else
     wide = ipywidgets.Layout(width="60%")
     name = ipywidgets.Combobox(scan.name, options=names, ensure_option=True, description="scan", layout=wide)
     slider = ipywidgets.IntSlider(scan.fullest, 0, max(len(scan.images) - 1, 0), description="slice", layout=wide)

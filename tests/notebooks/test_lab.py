@@ -192,6 +192,8 @@ def look_at_slices(page) -> None:
     first = readout.inner_text()
     place = canvas.bounding_box()
     page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    tools = page.locator(f"{PANEL} .jupyter-matplotlib-toolbar").first.bounding_box()
+    assert tools["x"] >= place["x"] + place["width"]  # the slice is not behind them
     page.mouse.wheel(0, -100)
     wait(page, lambda: readout.inner_text() != first, 60)
     wait(page, lambda: canvas.screenshot() != before, 60)
