@@ -1,6 +1,7 @@
 """The phantom measured: seconds a scan, the reduction table, a mean-intensity classifier, a sheet beside real slices.
 
 python benchmarks/phantom.py speed                       one 512 x 512 x 300 scan on one core
+python benchmarks/phantom.py shape --scans 148 --matrix 128   area curves beside patients', by Kolmogorov distance
 python benchmarks/phantom.py reduction --scans 200       SSFL++ on a sample of each scan's slices
 python benchmarks/phantom.py intensity --scans 120       AUC of mean intensities as scores
 python benchmarks/phantom.py difficulty --weights FILE   the paper's network on all scans and on a tenth, three seeds
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from e2d_lib.evaluation import ablation, metrics
-from e2d_lib.method import ssfl
+from e2d_lib.method import curves, ssfl
 from e2d_lib.phantom import phantom
 from e2d_lib.scans import cohort, readers
 
@@ -54,8 +55,7 @@ def _sampled(n: int, sample: int) -> np.ndarray:
 def _reduce(index: int, matrix: int, sample: int) -> dict[str, float]:
     """One scan's reductions. The length is drawn as a cohort's are; areas are measured on ``sample`` of the slices."""
     cv2.setNumThreads(1)
-    low, high = phantom.SOURCES[index % 4].counts
-    n = round(50 + 250 * np.random.default_rng((1, index)).uniform(low, high))
+    n = _length(index)
     patient = _patient(index, matrix, n)
     measured = [ssfl.measure(patient.image(k)) for k in _sampled(n, sample)]
     boxes = np.array([m.box for m in measured])
@@ -74,6 +74,41 @@ def _reduce(index: int, matrix: int, sample: int) -> dict[str, float]:
         "humps": np.count_nonzero(np.diff(np.r_[0, half, 0].astype(int)) == 1),
         "middle": ssfl.slice_window(areas, 0.5)[0] / len(areas) + 0.25,
     }
+
+
+def _length(index: int) -> int:
+    """Slices of scan ``index`` where a cohort's span is that of patients, 5th to 95th percentile."""
+    low, high = phantom.SOURCES[index % 4].counts
+    return round(42 + 371 * np.random.default_rng((1, index)).uniform(low, high))
+
+
+def _curve(index: int, matrix: int, n: int) -> dict[str, np.ndarray]:
+    cv2.setNumThreads(1)
+    patient = _patient(index, matrix, n)
+    return {"areas": np.array([ssfl.measure(patient.image(k)).area for k in range(n)])}
+
+
+def shape(arguments: argparse.Namespace) -> None:
+    """Chapter 3's measures of area curves: beside the even scans it was fitted to, the odd ones and 2024."""
+    n = arguments.slices or 32
+    real = curves.real("results/published/real_areas")
+    made = _parallel(lambda i: _curve(i, arguments.matrix, n), arguments)["areas"]
+    groups = {"phantom": curves.shapes(dict(enumerate(made)), arguments.matrix**2)}
+    groups["phantom"]["n_slices"] = [_length(arguments.first + i) for i in range(len(groups["phantom"]))]
+    for name, scans in (("even", real.of(2025)[0::2]), ("odd", real.of(2025)[1::2])):
+        table = curves.shapes({scan: curves.thinned(real.curves[scan], n) for scan in scans})
+        groups[name] = table.assign(n_slices=[len(real.curves[scan]) for scan in table["scan_id"]])
+    rows = []
+    for scan in real.of(2024, least=8):
+        window = curves.thinned(real.windows[scan], -(-n // 2)).astype(float)
+        if np.ptp(window[:-1]) and np.ptp(window[1:]):
+            rows.append((window.std() / window.mean(), np.corrcoef(window[:-1], window[1:])[0, 1]))
+    groups["2024"] = pd.DataFrame(rows, columns=["spread", "neighbours"]).reindex(columns=groups["even"].columns)
+    table = curves.compared(groups, to="phantom").pivot(index="quantity", columns="group")
+    print(f"{len(made)} scans, {n} slices each, {arguments.matrix} pixels")
+    shown = {f"ks {name}": table["ks"][name] for name in ("even", "odd", "2024")}
+    shown |= {f"{name} {what}": table[what][name] for name in ("phantom", "even") for what in ("low", "median", "high")}
+    print(pd.DataFrame(shown).reindex(curves.QUANTITIES).round(3).to_string())
 
 
 def reduction(arguments: argparse.Namespace) -> None:
@@ -183,10 +218,10 @@ def _parallel(one: Callable[[int], dict], arguments: argparse.Namespace) -> pd.D
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "reduction", "intensity", "difficulty", "sheet"))
+    parser.add_argument("what", choices=("speed", "shape", "reduction", "intensity", "difficulty", "sheet"))
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--first", type=int, default=0, help="the first scan, to do a cohort in parts")
-    parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; reduction: measured in each")
+    parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; shape, reduction: measured in each")
     parser.add_argument("--matrix", type=int, default=512)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--real", type=Path, help="folder of the real DICOM slices")

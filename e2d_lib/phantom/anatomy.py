@@ -322,7 +322,7 @@ def bones(level: Level, *, sternum: Field, ribs_at: float, spine_at: float) -> t
     bony = np.where(number >= 10, 0.42, np.where(number >= 7, 0.68, 0.8))
     ends = np.where(number >= 10, 0.42, np.where(number >= 7, 0.86, 0.97))
     cartilage = np.maximum(np.maximum(rib, (turn - ends) * 150), (bony - turn) * 150)
-    parts = [np.maximum(rib, (turn - bony) * 150), sternum.plane(x, y, z, outside=20)]
+    parts = [np.maximum(rib, (turn - bony) * 150), sternum.plane(x, y, level.lung_z, outside=20)]
 
     phase = ((z + spine_at) % 25) / 25
     if phase < 0.8:
@@ -356,13 +356,14 @@ def bones(level: Level, *, sternum: Field, ribs_at: float, spine_at: float) -> t
         for side in (-1, 1):
             parts.append(level.ellipsoid((side * 160, 12, 243), (25, 23, 28)))
             parts.append(level.ellipse(side * (18 + 110 * t), -44 + 26 * t, 17, 6))
-    return np.minimum.reduce(parts), cartilage
+    return np.maximum(np.minimum.reduce(parts), level.lean + 3), cartilage
 
 
-def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None]:
+def organs(level: Level, *, heart: float, gas_less: float) -> tuple[np.ndarray, np.ndarray | None]:
     """Soft organs of chest and belly, and the gas in stomach and bowel (None where there is none).
 
-    ``heart``: its size, 1 is usual. The organs hang on the diaphragm, so they live at ``lung_z``.
+    ``heart``: its size, 1 is usual; ``gas_less``: 0 to 1, how little gas there is. The organs hang on the diaphragm,
+    so they live at ``lung_z``.
     """
     y, z, rough, (sx, sy) = level.y, level.lung_z, level.rough, level.spine
     hung = level._replace(z=z)
@@ -377,7 +378,7 @@ def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None
         parts.append(hung.ellipsoid((84, 44, 42), (38, 46, 48)))
         stomach = hung.ellipsoid((56, -22, 34), (46, 48, 48)) + 2 * rough
         parts.append(stomach)
-        gas = np.maximum(stomach + 5, y + 34)
+        gas = np.maximum(stomach + 5, y + 34 + 25 * gas_less)
         if z < 34:
             for side in (-1, 1):
                 parts.append(hung.ellipsoid((side * 56, 46, -14), (26, 25, 52)))
@@ -385,7 +386,7 @@ def organs(level: Level, *, heart: float) -> tuple[np.ndarray, np.ndarray | None
             belly = np.maximum(level.ellipse(12, -32, 108, 66), (z - 20) * 0.6)
             loops = np.maximum(7 * (0.1 - rough), belly)
             parts.append(loops)
-            gas = np.minimum(gas, np.maximum(7 * (1.5 - rough), belly + 6))
+            gas = np.minimum(gas, np.maximum(7 * (1.8 + 0.2 * gas_less - rough), belly + 6))
         return np.maximum(np.minimum.reduce(parts), room), np.maximum(gas, room + 2)
     return np.maximum(np.minimum.reduce(parts), room), None
 

@@ -35,6 +35,7 @@ class Source(NamedTuple):
     feet_first: bool  # slice 0 is the lowest
 
 
+DRAWN = CHEST["drawn"]
 SOURCES = tuple(Source(**row) for row in CHEST["sources"])
 """The hospitals; a cohort of more than four begins again with the first."""
 
@@ -80,19 +81,29 @@ class Patient:
         self.female = bool(rng.random() < 0.45)
         self.fat = float(np.clip(rng.lognormal(2.45, 0.55), 4, 40))  # mm under the skin
         size = 0.93 if self.female else 1.0
-        self.scale = tuple(float(size * rng.normal(m, s)) for m, s in ((1.02, 0.04), (0.93, 0.05), (1.0, 0.04)))
+        # How full the lungs are: deep, flat at the base and with a deep chest, or shallow with high domes.
+        full = float(rng.normal())
+        sizes = (1.02, 0.055), (0.93 + 0.025 * full, 0.055), (1.0, 0.05)
+        self.scale = tuple(float(size * rng.normal(m, s)) for m, s in sizes)
         self.halves = 1 + rng.normal(0, 0.02), 1 + rng.normal(0, 0.02)
         self.shear, self.tilt = rng.normal(0, 0.03), rng.normal(0, 0.045)
-        self.bend = rng.normal(0, 6), rng.uniform(0, 6.28)
-        self.breath = float(np.clip(rng.normal(0.97, 0.08), 0.75, 1.12))  # 1: the base's full inspiration
-        self.breath_left = self.breath * float(rng.normal(1, 0.02))
+        # A spine that sways and turns, more in scoliosis; and cross-sections of another outline.
+        crooked = 2.5 if rng.random() < 0.12 else 1.0
+        self.bend = crooked * rng.normal(0, 6), rng.uniform(0, 6.28)
+        self.twist = crooked * rng.normal(0, 0.03)  # a decimetre
+        self.folds = rng.normal(0, 1, (2, 3)) * (4.0, 1.0, 3.1)
+        # Chests are widest and deepest at other heights, and breathing during the scan leaves waves.
+        self.swell = rng.normal(0, 1, (2, 2)) * (0.03, 3.1)
+        self.swing = float(rng.gamma(*DRAWN["waves"])), rng.uniform(5, 11), rng.uniform(0, 6.28)
+        self.breath = float(np.clip(0.95 + 0.1 * full, 0.68, 1.15))  # 1: the base's full inspiration
+        self._stretch = self._draw_stretch(rng, full)
         self.contrast = float(rng.uniform(110, 260)) if rng.random() < 0.3 else 0.0  # HU of blood, 0: not given
         # Less air, denser lung; and denser where the patient lies on it.
         self.parenchyma = float(np.clip(-855 - 150 * (self.breath - 0.97) + rng.normal(0, 40), -935, -770))
         self.gravity = float(rng.gamma(2.0, 32.0))
         self.arms_down = bool(rng.random() < 0.35)
         self.elbow = float(rng.uniform(0, 25))  # mm between chest and arm
-        self.heart = float(rng.normal(1, 0.07))
+        self.heart, self.gas_less = float(rng.normal(1, 0.08)), float(rng.random() ** 0.7)
         self.breast = float(rng.uniform(0.4, 1.1)) * self.female
         self.ribs_at, self.spine_at = rng.uniform(-8, 8), rng.uniform(0, 25)
         self.blanket = float(rng.uniform(6, 40)) if rng.random() < 0.4 else 0.0  # mm above the patient
@@ -100,14 +111,16 @@ class Patient:
         leads = int(rng.integers(3, 7)) if rng.random() < 0.25 else 0
         self.leads = [(rng.uniform(60, 215), rng.uniform(0.55, 0.95), rng.choice((-1, 1))) for _ in range(leads)]
 
-        top, foot = rng.uniform(252, 280), rng.uniform(-35, 20)
-        foot = min(foot, APEX - (APEX - anatomy.BASE) * max(self.breath, self.breath_left) - 4)
+        # The scan begins and ends at will beyond the lungs, and a few begin or end within them.
+        top = APEX + float(np.clip(rng.normal(*DRAWN["above"]), -8, 66))
+        lowest = self._level_of(anatomy.BASE, np.array([False, True])).min()
+        foot = max(float(lowest - np.clip(rng.normal(*DRAWN["below"]), -25, 120)), -86.0)
         levels = np.linspace(foot, top, n_slices) if n_slices > 1 else np.array([140.0])
         self.levels = levels if self.scanner.feet_first else levels[::-1]
         self.spacing = float((top - foot) / max(n_slices - 1, 1) * self.scale[2])
 
         width = 400 * self.scale[0] + self.fat
-        self.pixel = float(width * np.clip(rng.normal(0.875, 0.05), 0.77, 1.02) / matrix)  # mm
+        self.pixel = float(width * np.clip(rng.lognormal(*DRAWN["view"]), 0.75, 1.3) / matrix)  # mm
         self.shift = rng.normal(0, 6), rng.normal(8, 12)  # mm, of the patient in the field of view
         # Shapes are evaluated on at most 224 x 224 points, where distances are smooth, and enlarged.
         self._grid = min(matrix, 224)
@@ -125,6 +138,26 @@ class Patient:
         self._cloud, self._tiles = self._draw_noise(rng)
 
     # -- drawn once
+
+    def _draw_stretch(self, rng: np.random.Generator, full: float) -> np.ndarray:
+        """Rising heights (3, n), mm: of lung space, and of the levels the right and the left lung put them on.
+
+        The apex stays where it is; below it each height is stretched by the breath, and more or less at the apex and
+        from the dome down, where the recess is deep under a high dome and shallow under a flat one.
+        """
+        share = np.linspace(2.2, -0.8, 301)  # of the way from the apex to the lowest recess
+
+        def step(at: float) -> np.ndarray:
+            return 1 / (1 + np.exp((at - share) / 0.05))
+
+        apex, dome = rng.normal(*DRAWN["apex"]), rng.normal(*DRAWN["dome"]) - 0.2 * full
+        rows = [APEX - (APEX - anatomy.BASE) * share]
+        for side in rng.normal(0, (0.02, 0.1, 0.12), (2, 3)):
+            where = (step(-0.05) - step(0.38)) * (apex + side[1]) + (step(0.58) - step(1.05)) * (dome + side[2])
+            speed = self.breath * np.exp(side[0] + where)
+            way = np.cumsum(speed) * (rows[0][1] - rows[0][0])
+            rows.append(APEX + way - np.interp(APEX, rows[0], way))
+        return np.array(rows)
 
     def _draw_noise(self, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
         """Smooth noise in 3D, periodic, for shapes and textures; and tiles of the scanner's noise."""
@@ -247,22 +280,44 @@ class Patient:
 
     def _level_of(self, lung_z: float | np.ndarray, left: bool | np.ndarray) -> float | np.ndarray:
         """Lung space's z -> the level breathing moves it to."""
-        return APEX - (APEX - lung_z) * np.where(left, self.breath_left, self.breath)
+        lungs, right, other = self._stretch
+        return np.where(left, np.interp(lung_z, lungs, other), np.interp(lung_z, lungs, right))
+
+    def _girth(self, z: Any) -> tuple[Any, Any]:
+        """How much wider and deeper than the base's the chest is on level z."""
+        wave = 1 + self.swing[0] * np.sin(z / self.swing[1] + self.swing[2])
+        return tuple(
+            size * wave * (1 + share * np.sin(z / 70 + phase))
+            for size, (share, phase) in zip(self.scale, self.swell, strict=False)
+        )
+
+    def _fold(self, axis: int, across: Any, z: Any) -> Any:
+        """mm by which an outline is moved along ``axis`` at ``across`` on the other one."""
+        size, slope, phase = self.folds[axis].tolist()
+        return size * np.sin(across * (1 / 55) + (slope * z / 100 + phase))
 
     def _to_pixels(self, x: Any, y: Any, z: Any) -> tuple[Any, Any]:
         """Base x, y on level z (mm) -> column, row."""
+        wide, deep = self._girth(z)
         x = x * np.where(x > 0, *self.halves) + self.shear * y
-        x, y = x * self.scale[0] + self.bend[0] * np.sin(z / 110 + self.bend[1]), y * self.scale[1]
-        c, s, centre = np.cos(self.tilt), np.sin(self.tilt), self.matrix / 2 - 0.5
+        x, y = x * wide, y * deep
+        # Each fold moves one coordinate by the other, so that both can be taken back exactly.
+        y = y + self._fold(1, x, z)
+        x = x + self._fold(0, y, z) + self.bend[0] * np.sin(z / 110 + self.bend[1])
+        turn, centre = self.tilt + self.twist * (z - 140) / 100, self.matrix / 2 - 0.5
+        c, s = np.cos(turn), np.sin(turn)
         u, v = c * x - s * y + self.shift[0], s * x + c * y + self.shift[1]
         return u / self.pixel + centre, v / self.pixel + centre
 
     def _to_base(self, z: float) -> tuple[np.ndarray, np.ndarray]:
         """Base x, y (mm) of the grid's points on level z: the inverse of ``_to_pixels``."""
-        c, s = float(np.cos(self.tilt)), float(np.sin(self.tilt))
-        y = (c * self._v - s * self._u) / self.scale[1]
-        x = (c * self._u + s * self._v - float(self.bend[0] * np.sin(z / 110 + self.bend[1]))) / self.scale[0]
-        x = x - self.shear * y
+        wide, deep = map(float, self._girth(z))
+        turn = self.tilt + self.twist * (z - 140) / 100
+        c, s = float(np.cos(turn)), float(np.sin(turn))
+        x, y = c * self._u + s * self._v, c * self._v - s * self._u
+        x = x - (self._fold(0, y, z) + float(self.bend[0] * np.sin(z / 110 + self.bend[1])))
+        x, y = x * (1 / wide), (y - self._fold(1, x, z)) * (1 / deep)
+        x = x - float(self.shear) * y
         return x / np.where(x > 0, *np.float32(self.halves)), y
 
     def _place(self, balls: np.ndarray) -> np.ndarray:
@@ -308,7 +363,7 @@ class Patient:
             self._paint(hu, np.maximum(gland, 8 - level.cage), 10)
         self._paint(hu, anatomy.muscles(level), self._up(48 + 6 * fine))
         self._paint(hu, level.cage, -90)
-        soft, gas = anatomy.organs(level, heart=self.heart)
+        soft, gas = anatomy.organs(level, heart=self.heart, gas_less=self.gas_less)
         self._paint(hu, soft, self._up(46 + 5 * fine))
         self._paint(hu, anatomy.blood(level), self.contrast or 42)
         bone, cartilage = anatomy.bones(level, sternum=self.base.sternum, ribs_at=self.ribs_at, spine_at=self.spine_at)
@@ -324,14 +379,16 @@ class Patient:
 
     def _level(self, z: float) -> Level:
         x, y = self._to_base(z)
-        lung_z = [APEX - (APEX - z) / breath for breath in (self.breath, self.breath_left)]
-        cage = self.base.cage.plane(x, y, z, outside=200)
+        lung_z = [float(np.interp(z, levels, self._stretch[0])) for levels in self._stretch[1:]]
+        middle, lean = sum(lung_z) / 2, self.base.body.plane(x, y, z, outside=200)
+        # The cage is about the lungs wherever they are, and within the trunk.
+        cage = np.maximum(self.base.cage.plane(x, y, max(middle, -88.0), outside=200), lean + 9)
         lungs = (
             self.base.lung_r.plane(x, y, lung_z[0], outside=14),
             self.base.lung_l.plane(x, y, lung_z[1], outside=14),
         )
         return Level(
-            x=x, y=y, z=z, lung_z=sum(lung_z) / 2, lean=self.base.body.plane(x, y, z, outside=200), cage=cage,
+            x=x, y=y, z=z, lung_z=middle, lean=lean, cage=cage,
             lung=np.maximum(np.minimum(*lungs), cage + 1), turn=np.abs(np.arctan2(x, y - 12)) * np.float32(1 / np.pi),
             rough=self._noise(x, y, z, 9.0),
         )  # fmt: skip
