@@ -382,7 +382,7 @@ class Patient:
         lung_z = [float(np.interp(z, levels, self._stretch[0])) for levels in self._stretch[1:]]
         middle, lean = sum(lung_z) / 2, self.base.body.plane(x, y, z, outside=200)
         # The cage is about the lungs wherever they are, and within the trunk.
-        cage = np.maximum(self.base.cage.plane(x, y, max(middle, -88.0), outside=200), lean + 9)
+        cage = np.maximum(self.base.cage.plane(x, y, max(middle, -88.0), outside=200), lean + 17)
         lungs = (
             self.base.lung_r.plane(x, y, lung_z[0], outside=14),
             self.base.lung_l.plane(x, y, lung_z[1], outside=14),
