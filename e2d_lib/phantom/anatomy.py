@@ -227,7 +227,8 @@ class Level(NamedTuple):
     """An axial level of base space. ``x``, ``y``, … : (rows, columns) float32; ``z``: the level, mm.
 
     ``lung_z``: the level in the lungs' own space, which breathing stretches from the apex down. ``turn``: angle about
-    the cage, 0 at the spine, 1 at the sternum. ``rough``: smooth noise of unit variance.
+    the cage, 0 at the spine, 1 at the sternum. ``rough``: smooth noise of unit variance. ``pleura``: the lungs and the
+    fluid behind them.
     """
 
     x: np.ndarray
@@ -236,6 +237,7 @@ class Level(NamedTuple):
     lung_z: float
     lean: np.ndarray
     cage: np.ndarray
+    pleura: np.ndarray
     lung: np.ndarray
     turn: np.ndarray
     rough: np.ndarray
@@ -327,7 +329,7 @@ def bones(level: Level, *, sternum: Field, ribs_at: float, spine_at: float) -> t
     phase = ((z + spine_at) % 25) / 25
     if phase < 0.8:
         waist = 1 - 0.06 * np.sin(phase / 0.8 * np.pi)  # a vertebral body is narrowest in the middle
-        parts.append(np.maximum(level.ellipse(sx, sy, 17.5 * waist, 14.5 * waist), 1.5 - level.lung))
+        parts.append(np.maximum(level.ellipse(sx, sy, 17.5 * waist, 14.5 * waist), 1.5 - level.pleura))
     canal = np.hypot((x - sx) / 1.15, y - sy - 21)
     if phase < 0.6:
         parts.append(np.maximum(np.abs(canal - 10) - 3, sy + 12 - y))
@@ -367,7 +369,7 @@ def organs(level: Level, *, heart: float, gas_less: float) -> tuple[np.ndarray, 
     """
     y, z, rough, (sx, sy) = level.y, level.lung_z, level.rough, level.spine
     hung = level._replace(z=z)
-    room = np.maximum(level.cage + 5, 3 - level.lung)
+    room = np.maximum(level.cage + 5, 3 - level.pleura)
     parts = [level.ellipse(5, sy - 29, 7, 5)]
     parts.append(hung.ellipsoid((20, -22, 112), (66 * heart, 52 * heart, 50 * heart)))
     if level.z > 150:  # thymus, nodes, thyroid: what the great vessels leave is not all fat
@@ -397,7 +399,7 @@ def blood(level: Level) -> np.ndarray:
     if level.z < 186:
         aorta = CHEST["descending_aorta"]
         parts.append(level.ellipse(float(np.interp(level.z, aorta["z"], aorta["x"])), level.spine[1] - 29, 11, 11))
-    return np.maximum(np.minimum.reduce(parts), 2 - level.lung)
+    return np.maximum(np.minimum.reduce(parts), 2 - level.pleura)
 
 
 def fissures(level: Level, side: int) -> np.ndarray:

