@@ -243,6 +243,7 @@ class TestPatient:
         for seed in range(4):
             patient = phantom.patient(seed, matrix=160, n_slices=1)
             patient.fluid = [0.0, 0.0]
+            patient._stretch[1] = anatomy.APEX - 0.8 * (anatomy.APEX - patient._stretch[1])  # the right one is shallow
             points = anatomy.sample_lung("lung_l", 300, np.random.default_rng(seed), depth=9)[0]
             inside = []
             for x, y, z in points[::6]:
