@@ -182,7 +182,7 @@ def difficulty(arguments: argparse.Namespace) -> None:
 
 
 SHEET = (
-    # real slice, level (mm in base space), seed (of about the same extent of disease), hospital, positive
+    # real slice, level of about the same organs (mm in lung space), seed, hospital, positive
     ("A002304_19001231-076.dcm", 122, 15, 0, True),
     ("A002304_19010112-135.dcm", 118, 61, 0, True),
     ("A027284_19000925-116.dcm", 10, 12, 0, False),
@@ -203,7 +203,7 @@ def sheet(arguments: argparse.Namespace) -> None:
         real, made = [], []
         for name, level, seed, source, positive in SHEET[at : at + 5]:
             patient = phantom.Patient(seed, matrix=512, n_slices=200, positive=positive, source=source)
-            made.append(patient.image(int(np.argmin(np.abs(patient.levels - level)))))
+            made.append(patient.image(int(np.argmin(np.abs(patient.levels - patient._level_of(level, False))))))
             if arguments.real:
                 real.append(readers.open_scan({"path": str(arguments.real / name), "format": "dicom"}).read(0))
         for images in filter(None, (real, made)):

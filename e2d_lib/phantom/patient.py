@@ -1,7 +1,7 @@
 """One made-up patient on one scanner: drawn once from a seed, then rendered slice by slice in Hounsfield units.
 
-The anatomy is that of `anatomy`; habitus, breathing, disease, look-alikes and the scanner's marks are drawn
-for each patient.
+The anatomy is that of `anatomy`; habitus, the chest's shape, breathing, disease, look-alikes and the scanner's marks
+are drawn for each patient.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,8 @@ class Source(NamedTuple):
     feet_first: bool  # slice 0 is the lowest
 
 
-DRAWN = CHEST["drawn"]
+_DRAWN = CHEST["drawn"]
+
 SOURCES = tuple(Source(**row) for row in CHEST["sources"])
 """The hospitals; a cohort of more than four begins again with the first."""
 
@@ -79,7 +80,7 @@ class Patient:
 
         # Habitus and position. The three scales are x, y, z; ``halves`` widens the left and the right.
         self.female = bool(rng.random() < 0.45)
-        self.fat = float(np.clip(rng.lognormal(2.45, 0.55), 4, 40))  # mm under the skin
+        self.fat = float(np.clip(rng.lognormal(2.6, 0.55), 4, 40))  # mm under the skin
         size = 0.93 if self.female else 1.0
         # How full the lungs are: deep, flat at the base and with a deep chest, or shallow with high domes.
         full = float(rng.normal())
@@ -90,11 +91,11 @@ class Patient:
         # A spine that sways and turns, more in scoliosis; and cross-sections of another outline.
         crooked = 2.5 if rng.random() < 0.12 else 1.0
         self.bend = crooked * rng.normal(0, 6), rng.uniform(0, 6.28)
-        self.twist = crooked * rng.normal(0, 0.03)  # a decimetre
+        self.twist = crooked * rng.normal(0, 0.03)  # radians a decimetre
         self.folds = rng.normal(0, 1, (2, 3)) * (4.0, 1.0, 3.1)
         # Chests are widest and deepest at other heights, and breathing during the scan leaves waves.
         self.swell = rng.normal(0, 1, (2, 2)) * (0.03, 3.1)
-        self.swing = float(rng.gamma(*DRAWN["waves"])), rng.uniform(5, 11), rng.uniform(0, 6.28)
+        self.swing = float(rng.gamma(*_DRAWN["waves"])), rng.uniform(5, 11), rng.uniform(0, 6.28)
         self.breath = float(np.clip(0.95 + 0.1 * full, 0.68, 1.15))  # 1: the base's full inspiration
         self._stretch = self._draw_stretch(rng, full)
         self.contrast = float(rng.uniform(110, 260)) if rng.random() < 0.3 else 0.0  # HU of blood, 0: not given
@@ -112,15 +113,15 @@ class Patient:
         self.leads = [(rng.uniform(60, 215), rng.uniform(0.55, 0.95), rng.choice((-1, 1))) for _ in range(leads)]
 
         # The scan begins and ends at will beyond the lungs, and a few begin or end within them.
-        top = APEX + float(np.clip(rng.normal(*DRAWN["above"]), -8, 66))
+        top = APEX + float(np.clip(rng.normal(*_DRAWN["above"]), -8, 66))
         lowest = self._level_of(anatomy.BASE, np.array([False, True])).min()
-        foot = max(float(lowest - np.clip(rng.normal(*DRAWN["below"]), -25, 120)), -86.0)
+        foot = max(float(lowest - np.clip(rng.normal(*_DRAWN["below"]), -25, 120)), -86.0)
         levels = np.linspace(foot, top, n_slices) if n_slices > 1 else np.array([140.0])
         self.levels = levels if self.scanner.feet_first else levels[::-1]
         self.spacing = float((top - foot) / max(n_slices - 1, 1) * self.scale[2])
 
         width = 400 * self.scale[0] + self.fat
-        self.pixel = float(width * np.clip(rng.lognormal(*DRAWN["view"]), 0.75, 1.3) / matrix)  # mm
+        self.pixel = float(width * np.clip(rng.lognormal(*_DRAWN["view"]), 0.75, 1.3) / matrix)  # mm
         self.shift = rng.normal(0, 6), rng.normal(8, 12)  # mm, of the patient in the field of view
         # Shapes are evaluated on at most 224 x 224 points, where distances are smooth, and enlarged.
         self._grid = min(matrix, 224)
@@ -151,7 +152,7 @@ class Patient:
         def step(at: float) -> np.ndarray:
             return 1 / (1 + np.exp((at - share) / 0.05))
 
-        apex, dome = rng.normal(*DRAWN["apex"]), rng.normal(*DRAWN["dome"]) - 0.2 * full
+        apex, dome = rng.normal(*_DRAWN["apex"]), rng.normal(*_DRAWN["dome"]) - 0.2 * full
         rows = [APEX - (APEX - anatomy.BASE) * share]
         for side in rng.normal(0, (0.02, 0.1, 0.12), (2, 3)):
             where = (step(-0.05) - step(0.38)) * (apex + side[1]) + (step(0.58) - step(1.05)) * (dome + side[2])

@@ -243,7 +243,6 @@ class TestPatient:
         for seed in range(4):
             patient = phantom.patient(seed, matrix=160, n_slices=1)
             patient.fluid = [0.0, 0.0]
-            patient._stretch[1] = anatomy.APEX - 0.8 * (anatomy.APEX - patient._stretch[1])  # the right one is shallow
             points = anatomy.sample_lung("lung_l", 300, np.random.default_rng(seed), depth=9)[0]
             inside = []
             for x, y, z in points[::6]:
@@ -251,6 +250,11 @@ class TestPatient:
                 column, row = (round(float(v)) for v in patient._to_pixels(x, y, patient.levels[0]))
                 inside.append(patient.render(0)[1][row, column] > 0)
             assert np.mean(inside) > 0.9
+            # Below a shallow right lung there is the left one alone.
+            patient._stretch[1] = anatomy.APEX - 0.55 * (anatomy.APEX - patient._stretch[1])
+            patient.levels = np.array([float(patient._level_of(60.0, True))])
+            columns = np.nonzero(patient.render(0)[1])[1]
+            assert len(columns) > 50 and columns.min() > patient._to_pixels(0, 40, patient.levels[0])[0] - 3
 
     def test_same_slice_at_every_matrix(self):
         for seed in range(3):
