@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from e2d_lib import bootstrap
@@ -19,7 +18,7 @@ from e2d_lib.network.model import E2D
 from e2d_lib.network.recipe import LEAST_TO_CHOOSE
 from e2d_lib.network.slices import ScanSlices
 from e2d_lib.progress import bar
-from e2d_lib.scans.patients import classes, patient_of
+from e2d_lib.scans.patients import classes, dealt, patient_of
 
 Head = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """(m, d) features, (m,) labels, (k, d) features -> (k,) probabilities."""
@@ -143,8 +142,8 @@ def _folds(
     if folds > 1:
         strata = None if strata is None else strata[np.unique(of, return_index=True)[1]]
         within = strata is not None and np.bincount(strata).min() >= folds
-        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(known, strata if within else known)
-        yield from ([np.flatnonzero(np.isin(of, side)) for side in part] for part in parts)
+        number = dealt(of, strata if within else known, folds, seed)
+        yield from ((np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(folds))
 
 
 def _crossed(labels: np.ndarray, patients: np.ndarray, n_folds: int, seed: int, predict: Callable) -> np.ndarray | None:

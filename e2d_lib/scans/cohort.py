@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from e2d_lib.scans.dicom import dicom_scans, series_at
@@ -31,6 +30,7 @@ from e2d_lib.scans.patients import (
     Found,
     Note,
     classes,
+    dealt,
     one_of_each_study,
     patient_of,
     refuse_leaks,
@@ -144,11 +144,7 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
         few = ", ".join(f"{n} {name}" for name, n in counts.items())
         unit = "scans" if len(labels) == len(train) else "patients"
         raise CohortError(f"{n_folds} stratified folds need {n_folds} train {unit} of each class, got {few}")
-    from sklearn.model_selection import StratifiedKFold  # not needed to preprocess
-
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    for number, (_, members) in enumerate(folds.split(labels, labels), start=1):
-        cohort.loc[np.array(train)[np.isin(of, members)], "fold"] = number
+    cohort.loc[train, "fold"] = 1 + dealt(of, labels, n_folds, seed)
     return cohort
 
 

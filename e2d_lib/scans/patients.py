@@ -52,6 +52,17 @@ def classes(patients: Sequence[str], labels: Sequence[int]) -> tuple[np.ndarray,
     return of, pd.Series(np.asarray(labels)).groupby(of).max().to_numpy()
 
 
+def dealt(of: np.ndarray, strata: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """(n,) fold, from 0, of scans whose patients have the numbers ``of``: StratifiedKFold of (patients,) strata."""
+    from sklearn.model_selection import StratifiedKFold  # not needed to preprocess
+
+    fold = np.empty(len(strata), np.int64)
+    parts = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(strata, strata)
+    for number, (_, members) in enumerate(parts):
+        fold[members] = number
+    return fold[of]
+
+
 def with_patients(found: list[Found]) -> list[Found]:
     """With ``patient``. An id that all scans share is none: somebody has taken the names away."""
     own = {one.scan_id: [one.series.head.patient, one.series.head.study] if one.series else ["", ""] for one in found}
