@@ -1,6 +1,8 @@
 """Chapter 5: every score, difference and figure recomputed from chapter 4's predictions."""
 
+import ast
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,10 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
+from e2d_lib.evaluation import scoring
+from e2d_lib.figures import intervals
+from e2d_lib.study.notebook import stored_cells
+from tests.conftest import ROOT
 from tests.notebooks.conftest import PUBLISHED, asked, holm, in_order, points
 
 pytestmark = pytest.mark.notebook
@@ -135,22 +141,49 @@ def test_calibration_and_net_benefit(ci_run, main, calibration, tmp_path_factory
     assert axis.get_xlabel() == "threshold" and axis.get_ylabel() == "net benefit, true positives a scan"
 
 
-def test_networks_that_learnt_nothing_are_no_result(ci_run, scores, tmp_path_factory):
+def test_learnt_is_a_training_loss_below_a_coins(ci_run):
     history = ci_run.numbers("04_training", "history").set_index(["run", "epoch"])["loss"]
-    runs = ci_run.table("04_training", "runs")
-    loss = [history[run.run, run.epoch] for run in runs.itertuples()]
+    loss = [history[run.run, run.epoch] for run in ci_run.table("04_training", "runs").itertuples()]
     table = ci_run.numbers(CHAPTER, "learnt")
     assert list(table["loss"]) == pytest.approx(loss)
-    assert list(table["learnt"]) == [value < np.log(2) for value in loss] and table["learnt"].nunique() == 2
-    few = table.loc[table["learnt"], "fraction"].tolist()  # at ci size the run on all scans keeps its first epoch
-    figures = ci_run.figures(CHAPTER, tmp_path_factory.mktemp("drawn"))
-    (axis,) = figures["few_shot"].axes
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == [f"{100 * share:g} %" for share in few]
-    auc = points(*(scores.loc[scores["fraction"].isin(few), name] for name in ("label", "probability")))["roc_auc"]
-    assert [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()] == pytest.approx([auc])
-    (text,) = [said for said in ci_run.said(CHAPTER) if said.startswith("Left out")]
-    assert text.endswith(": " + ", ".join(f"{100 * share:g} %" for share in runs["fraction"] if share not in few) + ".")
-    assert "a network on all scans has not learnt" in ci_run.said(CHAPTER)[-1].lower()
+    assert list(table["learnt"]) == [value < np.log(2) for value in loss]
+
+
+@pytest.mark.parametrize("worse", [[], [0.3], [1.0], [0.3, 1.0]])
+def test_networks_that_learnt_nothing_are_no_result(ci_run, scores, worse):
+    """The cell of the few scans, and the answer's warning, with runs whose loss is a coin's (0.7)."""
+    history = ci_run.table("04_training", "history").assign(loss=0.6)
+    history.loc[history["fraction"].isin(worse), "loss"] = 0.7
+    read = {"tables/history.csv": history, "tables/runs.csv": ci_run.table("04_training", "runs")}
+    figures, said = {}, []
+    chapter = SimpleNamespace(
+        read=lambda _, file: read[file],
+        save_table=lambda name, table: table,
+        save_figure=figures.__setitem__,
+        say=said.append,
+    )
+    given = {"chapter": chapter, "scores": scores, "scoring": scoring, "np": np, "intervals": intervals, "lines": []}
+    given |= {"options": {"seed": 0, "threshold": 0.5, "n_boot": 100}, "display": lambda _: None}
+    cells = [cell.source for cell in stored_cells(ROOT / f"notebooks/{CHAPTER}.ipynb") if cell.kind == "code"]
+    (few_scans,) = (source for source in cells if "few_shot" in source)
+    exec(few_scans, given)
+    left = [share for share in (0.3, 1.0) if share not in worse]
+    names = ", ".join(f"{100 * share:g} %" for share in (1.0, 0.3) if share in worse)
+    assert said[0].endswith(f": {names or 'none'}.")
+    if left:
+        (axis,) = figures["few_shot"].axes
+        assert [tick.get_text() for tick in axis.get_yticklabels()] == [f"{100 * share:g} %" for share in left]
+        auc = [points(*(scores.loc[scores["fraction"] == f, k] for k in ("label", "probability"))) for f in left]
+        drawn = [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()]
+        assert drawn == pytest.approx([one["roc_auc"] for one in auc])
+    assert bool(figures) == bool(left)
+    (warning,) = (
+        n for s in cells for n in ast.walk(ast.parse(s)) if isinstance(n, ast.If) and "untrained" in ast.dump(n)
+    )
+    exec(compile(ast.Module([warning], []), CHAPTER, "exec"), given)
+    assert ["a network on all scans has not learnt" in line.lower() for line in given["lines"]] == [True] * (
+        1.0 in worse
+    )
 
 
 def test_headline_is_the_scores_of_the_run_on_all_scans(ci_run, main, calibration):
