@@ -204,7 +204,10 @@ def frozen_effects(
     looks = {DIFFERS: Look(DARK), SAME: Look(DARK, filled=False)}
     table = table.sort_values("few_shot", ascending=False, kind="stable")
     zero = dict.fromkeys(table["panel"], 0.0)
-    return dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
+    figure = dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
+    for axis in figure.axes:
+        axis.locator_params(axis="x", nbins=4)  # or the labels of narrow panels run into each other
+    return figure
 
 
 def sampler_quality(summary: pd.DataFrame, *, columns: int = 3) -> Figure:
