@@ -4,6 +4,7 @@ python benchmarks/phantom.py speed                       one 512 x 512 x 300 sca
 python benchmarks/phantom.py shape --scans 148 --matrix 128   area curves beside patients', by Kolmogorov distance
 python benchmarks/phantom.py reduction --scans 200       SSFL++ on a sample of each scan's slices
 python benchmarks/phantom.py intensity --scans 120       AUC of mean intensities as scores
+python benchmarks/phantom.py masks --scans 240 --matrix 128   AUC of a network that sees the lungs' outlines alone
 python benchmarks/phantom.py difficulty --weights FILE   the paper's network on all scans and on a tenth, three seeds
 python benchmarks/phantom.py sheet --out sheet.png --real ../shared/data/tcia-covid-19-ny-sbu
 """
@@ -154,6 +155,45 @@ def intensity(arguments: argparse.Namespace) -> None:
         print(f"  {what:22} AUC {roc_auc_score(scans['label'], scans[name]):.3f}")
 
 
+def _seen(index: int, matrix: int, size: int) -> dict[str, np.ndarray]:
+    """Eight slices of the middle half of a scan, and their lung masks, as a network sees them."""
+    cv2.setNumThreads(1)
+    patient = _patient(index, matrix, 16)
+    rendered = [patient.render(k) for k in range(4, 12)]
+    pairs = [(patient.export(hu), np.where(mask > 0, 255, 0).astype(np.uint8)) for hu, mask in rendered]
+    seen = [[cv2.resize(one, (size, size), interpolation=cv2.INTER_AREA) for one in pair] for pair in pairs]
+    return {"label": index // 4 % 2, "slices": np.array(seen)}
+
+
+def masks(arguments: argparse.Namespace) -> None:
+    """Whether the shape of the lungs gives the label away: frozen features of masks, beside those of the slices."""
+    import torch
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from e2d_lib.network import features
+
+    scans = _parallel(lambda i: _seen(i, arguments.matrix, arguments.size), arguments)
+    labels, slices = scans["label"].to_numpy(), np.stack(scans["slices"])  # (n, 8, 2, size, size)
+    net = features.frozen_network("tf_efficientnet_lite2", "package", size=arguments.size)
+    for column, what in enumerate(("slices", "lung masks alone")):
+        seen = torch.from_numpy(np.ascontiguousarray(slices[:, :, column]))
+        means = np.stack([features.forward(net, one[:, None]).float().mean(0).cpu().numpy() for one in seen])
+        head = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
+        found = cross_val_predict(head, means, labels, cv=5, method="predict_proba")[:, 1]
+        auc = (
+            metrics.pooled(
+                pd.DataFrame({"scan_id": scans.index.astype(str), "label": labels, "probability": found, "seed": 0}),
+                rng=np.random.default_rng(0),
+            )
+            .set_index("metric")
+            .loc["roc_auc"]
+        )
+        print(f"  {what:22} AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f}) on {len(labels)} scans")
+
+
 def difficulty(arguments: argparse.Namespace) -> None:
     """Validation AUC of E2D by seed, on all of 280 scans' training part and on a tenth of it. Resumes where it left."""
     folder = arguments.out or Path("results/difficulty")
@@ -218,7 +258,7 @@ def _parallel(one: Callable[[int], dict], arguments: argparse.Namespace) -> pd.D
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "shape", "reduction", "intensity", "difficulty", "sheet"))
+    parser.add_argument("what", choices=("speed", "shape", "reduction", "intensity", "masks", "difficulty", "sheet"))
     parser.add_argument("--scans", type=int, default=40)
     parser.add_argument("--first", type=int, default=0, help="the first scan, to do a cohort in parts")
     parser.add_argument("--slices", type=int, default=0, help="speed: of the scan; shape, reduction: measured in each")
@@ -226,7 +266,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--real", type=Path, help="folder of the real DICOM slices")
     parser.add_argument("--out", type=Path, help="sheet: a PNG file; difficulty: a folder (results/difficulty)")
-    parser.add_argument("--size", type=int, default=64, help="difficulty: side of the network's input")
+    parser.add_argument("--size", type=int, default=64, help="difficulty, masks: side of the network's input")
     parser.add_argument("--backbone", default="efficientnet_b3", help="any of timm's")
     parser.add_argument("--weights", type=Path, help="file of pretrained weights; without, from scratch")
     parser.add_argument("--epochs", type=int, default=12)
