@@ -74,7 +74,7 @@ def dots(
         axis.set_xlabel(xlabel)
     for axis in axes[:, 0]:
         axis.set_ylabel(ylabel)
-    if len(series) > 1:
+    if any(series):
         legend(figure, {name: looks.get(name, Look()).mark for name in series}, columns=3)
     return figure
 
@@ -137,8 +137,9 @@ def few_shot(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     ``table`` has fraction, value, low, high; ``runs`` fraction, value, a row a run.
     """
     looks = {"all folds, seeds": Look(), "single runs": Look(GREY, ".")}
-    both = [table.assign(series="all folds, seeds")]
-    if len(runs) > len(table):
+    several = len(runs) > len(table)
+    both = [table.assign(series="all folds, seeds" if several else "")]
+    if several:
         both.insert(0, runs[["fraction", "value"]].assign(series="single runs"))
     data = pd.concat(both).sort_values("fraction", kind="stable")
     data["row"] = data["fraction"].map(lambda fraction: f"{100 * fraction:g} %")

@@ -307,6 +307,8 @@ def test_frozen_effects():
     ]
     assert artists.crossing(whole)[0] == [0] and whole.get_xlabel() == "difference in ROC AUC"
     assert_in_words(figure)
+    alone = intervals.frozen_effects(pd.DataFrame(rows[1:2], columns=columns))
+    assert list(artists.legend_colours(alone)) == ["not shown to differ"]  # a hollow mark says nothing by itself
 
 
 QUALITY = pd.DataFrame(
