@@ -60,7 +60,8 @@ def check(run_dir: str | Path, against: str | Path) -> pd.DataFrame:
         here = Path(run_dir) / path.parent.name / path.name
         now = io.read_json(here)["headline"] if here.exists() else {}
         for name, entry in io.read_json(path)["headline"].items():
-            value, (low, high) = entry["value"], entry["ci95"] or _margin(entry["value"])
+            value, ends = entry["value"], entry["ci95"] or [None]
+            low, high = _margin(value) if None in ends else ends
             found = now.get(name, {}).get("value")
             holds = name in now and (
                 found == value or (found is not None and value is not None and low <= found <= high)

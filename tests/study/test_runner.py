@@ -396,15 +396,19 @@ def test_a_rerun_is_checked_against_the_intervals_of_an_earlier_run(project, cap
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"chapter": "05_x", "data": "phantom", "headline": entries}))
 
-    write("old", auc=(0.8, [0.7, 0.9]), scans=(40, None), sd=(0.02, None), undefined=(None, None))
-    write("same", auc=(0.9, None), scans=(40, None), sd=(0.0209, None), undefined=(None, None))
-    write("other", auc=(0.91, [0.8, 1.0]), scans=(41, None), sd=(0.0211, None))
+    write(
+        "old", auc=(0.8, [0.7, 0.9]), scans=(40, None), sd=(0.02, None), undefined=(None, None), ece=(0.1, [None, None])
+    )
+    write(
+        "same", auc=(0.9, None), scans=(40, None), sd=(0.0209, None), undefined=(None, None), ece=(0.104, [None, None])
+    )
+    write("other", auc=(0.91, [0.8, 1.0]), scans=(41, None), sd=(0.0211, None), ece=(0.106, [0.0, 1.0]))
     assert cli.main(["check", "same", "--against", "old"]) == 0
-    assert "all 4 numbers" in capsys.readouterr().out
+    assert "all 5 numbers" in capsys.readouterr().out
     assert cli.main(["check", "other", "--against", "old"]) == 1
     shown = capsys.readouterr()
-    assert [line.split()[1] for line in shown.out.splitlines()[1:]] == ["auc", "scans", "sd", "undefined"]
-    assert "4 of 4" in shown.err and shown.err.count("\n") == 1
+    assert [line.split()[1] for line in shown.out.splitlines()[1:]] == ["auc", "scans", "sd", "undefined", "ece"]
+    assert "5 of 5" in shown.err and shown.err.count("\n") == 1
     assert cli.main(["check", "other", "--against", "nowhere"]) == 2
 
 
