@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import joblib
-import numpy as np
 import pandas as pd
 
 from e2d_lib import io
@@ -44,15 +43,10 @@ def beside(heads: dict[str, list[frozen.Tier]]) -> pd.DataFrame:
     wanted = heads["slice"][0].settings
     both = {}
     for head, tiers in heads.items():
-        places = tiers[0].settings.reset_index().merge(wanted, on=list(wanted.columns))["index"]
-        same = [replace_settings(tier, places.to_numpy()) for tier in tiers]
-        both[head] = frozen.effects(same)
+        places = wanted.merge(tiers[0].settings.reset_index(), how="left")["index"]
+        both[head] = frozen.effects([tier._replace(settings=wanted, scores=tier.scores[places]) for tier in tiers])
     keys = ["scope", "axis", "level", "baseline", "few_shot", "metric", "settings"]
     return both["scan"].merge(both["slice"], on=keys, suffixes=("_scan_head", "_slice_head"))
-
-
-def replace_settings(tier: frozen.Tier, rows: np.ndarray) -> frozen.Tier:
-    return tier._replace(settings=tier.settings.iloc[rows].reset_index(drop=True), scores=tier.scores[rows])
 
 
 CHOICES = {"random draws": ("method", "random"), "no crop": ("crop", "False"), "whole scan": ("fraction", "1.0")}

@@ -99,12 +99,9 @@ def shape(arguments: argparse.Namespace) -> None:
     for name, scans in (("even", real.of(2025)[0::2]), ("odd", real.of(2025)[1::2])):
         table = curves.shapes({scan: curves.thinned(real.curves[scan], n) for scan in scans})
         groups[name] = table.assign(n_slices=[len(real.curves[scan]) for scan in table["scan_id"]])
-    rows = []
-    for scan in real.of(2024, least=8):
-        window = curves.thinned(real.windows[scan], -(-n // 2)).astype(float)
-        if np.ptp(window[:-1]) and np.ptp(window[1:]):
-            rows.append((window.std() / window.mean(), np.corrcoef(window[:-1], window[1:])[0, 1]))
-    groups["2024"] = pd.DataFrame(rows, columns=["spread", "neighbours"]).reindex(columns=groups["even"].columns)
+    thin = [curves.thinned(real.windows[scan], -(-n // 2)).astype(float) for scan in real.of(2024, least=8)]
+    in_2024 = pd.DataFrame([curves.window_shape(window) for window in thin]).dropna()
+    groups["2024"] = in_2024.reindex(columns=groups["even"].columns)
     table = curves.compared(groups, to="phantom").pivot(index="quantity", columns="group")
     print(f"{len(made)} scans, {n} slices each, {arguments.matrix} pixels")
     shown = {f"ks {name}": table["ks"][name] for name in ("even", "odd", "2024")}

@@ -68,6 +68,8 @@ def dots(
         axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
         axis.set_title(title, fontsize=10 if columns == 1 else 8)
         axis.grid(axis="x", color="0.9")
+        if width <= 3 * columns:
+            axis.locator_params(axis="x", nbins=4)  # or the labels of narrow panels run into each other
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis in axes[-1]:
@@ -205,10 +207,7 @@ def frozen_effects(
     looks = {DIFFERS: Look(DARK), SAME: Look(DARK, filled=False)}
     table = table.sort_values("few_shot", ascending=False, kind="stable")
     zero = dict.fromkeys(table["panel"], 0.0)
-    figure = dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
-    for axis in figure.axes:
-        axis.locator_params(axis="x", nbins=4)  # or the labels of narrow panels run into each other
-    return figure
+    return dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
 
 
 def sampler_quality(summary: pd.DataFrame, *, columns: int = 3) -> Figure:

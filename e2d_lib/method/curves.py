@@ -162,6 +162,13 @@ def compared(
     return pd.DataFrame(rows, columns=["quantity", "group", "n", "median", "low", "high", "ks"])
 
 
+def window_shape(window: NDArray[np.float64]) -> dict[str, float]:
+    """Of a window's areas: spread (SD, share of the mean) and neighbours' correlation, NaN where areas do not vary."""
+    flat = len(window) < 3 or np.ptp(window[:-1]) == 0 or np.ptp(window[1:]) == 0
+    neighbours = np.nan if flat else np.corrcoef(window[:-1], window[1:])[0, 1]
+    return {"spread": window.std() / window.mean(), "neighbours": neighbours}
+
+
 def _smooth(areas: NDArray[np.float64]) -> NDArray[np.float64]:
     return gaussian_filter1d(areas, max(len(areas) / 50, 0.5), mode="nearest")
 
@@ -171,7 +178,6 @@ def _shape(areas: NDArray[np.float64], pixels: int) -> dict[str, float]:
     centre = np.average(place, weights=areas)
     second, third = (np.average((place - centre) ** power, weights=areas) for power in (2, 3))
     window = areas[slice(*ssfl.slice_window(areas.astype(np.int64), 0.5))]
-    flat = np.ptp(window[:-1]) == 0 or np.ptp(window[1:]) == 0
     return {
         "n_slices": n,
         "largest": areas.max() / pixels,
@@ -181,6 +187,5 @@ def _shape(areas: NDArray[np.float64], pixels: int) -> dict[str, float]:
         "humps": humps(areas),
         "skew": abs(third) / second**1.5 if second > 0 else 0.0,
         "in_window": window.sum() / areas.sum(),
-        "spread": window.std() / window.mean(),
-        "neighbours": np.nan if flat else np.corrcoef(window[:-1], window[1:])[0, 1],
+        **window_shape(window),
     }
