@@ -393,13 +393,13 @@ def organs(level: Level, *, heart: float, gas_less: float) -> tuple[np.ndarray, 
     return np.maximum(np.minimum.reduce(parts), room), None
 
 
-def blood(level: Level) -> np.ndarray:
-    """Aorta, cavae, arch and its branches, pulmonary trunk, heart chambers."""
+def blood(level: Level, *, wider: float) -> np.ndarray:
+    """Aorta, cavae, arch and its branches, pulmonary trunk, heart chambers; ``wider``: mm on every radius."""
     parts = level.parts(CHEST["blood"])
     if level.z < 186:
         aorta = CHEST["descending_aorta"]
         parts.append(level.ellipse(float(np.interp(level.z, aorta["z"], aorta["x"])), level.spine[1] - 29, 11, 11))
-    return np.maximum(np.minimum.reduce(parts), 2 - level.pleura)
+    return np.maximum(np.minimum.reduce(parts) - wider, 2 - level.pleura)
 
 
 def fissures(level: Level, side: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from e2d_lib.phantom import anatomy
 from e2d_lib.phantom.anatomy import APEX, CHEST, Level, ramp
 
 LABELS = {"lung": 1, "ggo": 2, "consolidation": 3, "nodule": 4, "atelectasis": 5, "emphysema": 6, "pneumonia": 7}
+LABELS |= {"reticulation": 8}
 """Values of a mask: 0 is outside the lungs, 1 healthy lung, the rest are findings (all inside the lungs).
 
 Pneumonia is that of another cause than COVID-19, ground glass and consolidation alike."""
@@ -130,10 +131,11 @@ class Patient:
         full = (np.arange(matrix) + 0.5) / (matrix / 2) - 1
         self._outside_fov = full[:, None] ** 2 + full[None] ** 2 > 1
         # The disease first: it is then the same at every matrix.
-        self.motion = self.emphysema = self.veil = 0.0
+        self.motion = self.emphysema = self.veil = self.reticulation = 0.0
         self.fluid = [0.0, 0.0]
         self.lesions = self._draw_covid(rng) if positive else []
         self._draw_look_alikes(rng)
+        self.vessels_wider = float(rng.normal(0, 1.3))  # mm on the radius of aorta, cavae and pulmonary trunk
         self._lesion_levels = [float(self._level_of(lesion.centre[2], lesion.centre[0] > 0)) for lesion in self.lesions]
         self._table = self._draw_table()
         self._vessels, self._airways = self._grow_trees(rng)
@@ -248,6 +250,8 @@ class Patient:
         for side in range(2):  # mm of pleural fluid behind the right and the left lung, at the base
             if rng.random() < 0.08 and not self.contrast:
                 self.fluid[side] = float(rng.uniform(12, 60))
+        if rng.random() < _DRAWN["reticulation"][int(self.positive)]:  # fibrosis: thickened septa
+            self.reticulation = float(rng.uniform(0.5, 1.0))
 
     def _draw_pneumonia(self, rng: np.random.Generator) -> list[Lesion]:
         """Of another cause: a few patches near each other in one lung, at any depth and height.
@@ -373,7 +377,7 @@ class Patient:
         self._paint(hu, level.cage, -90)
         soft, gas = anatomy.organs(level, heart=self.heart, gas_less=self.gas_less)
         self._paint(hu, soft, self._up(46 + 5 * fine))
-        self._paint(hu, anatomy.blood(level), self.contrast or 42)
+        self._paint(hu, anatomy.blood(level, wider=self.vessels_wider), self.contrast or 42)
         bone, cartilage = anatomy.bones(level, sternum=self.base.sternum, ribs_at=self.ribs_at, spine_at=self.spine_at)
         self._paint(hu, cartilage, 95)
         self._paint(hu, bone, 520)
@@ -467,6 +471,13 @@ class Patient:
             strength = self._up(ramp(0.8 * cloud, 0, 1))
             tissue += strength * (300 + 60 * self.veil)
             mask[inside & (strength > 0.5)] = LABELS["ggo" if self.positive else "pneumonia"]
+        if self.reticulation:
+            # A net of thickened septa, with more air between them: at the pleura, below before above, in patches.
+            low = 0.8 * ramp(-level.lung_z, -200, -50)
+            strength = self._up(ramp(low + 0.35 * level.rough + ramp(level.lung, -24, -2), 1.0, 1.5).astype(np.float32))
+            net = self._up(ramp(-np.abs(self._noise(level.x, level.y, level.lung_z, 2.6)), -0.45, 0))
+            tissue += strength * self.reticulation * (net * (-100 - tissue) - 60 * (1 - net))
+            mask[inside & (strength > 0.5)] = LABELS["reticulation"]
         if self.lesions:
             self._paint_lesions(tissue, mask, level)
         self._paint(hu, level.lung, tissue)

@@ -20,7 +20,7 @@ from e2d_lib.phantom.patient import LABELS, OUTSIDE_FOV, SOURCES, Patient
 
 __all__ = ["DIRT", "LABELS", "OUTSIDE_FOV", "SOURCES", "VERSION", "Patient", "patient", "write"]
 
-VERSION = 3
+VERSION = 4
 """Of the generator: another version means other pixels."""
 
 

@@ -1,6 +1,7 @@
 """The made-up cohort: its files, its truth, and whether it behaves like chest CT."""
 
 import hashlib
+import itertools
 import shutil
 from pathlib import Path
 
@@ -170,7 +171,7 @@ class TestPatient:
             truth = patient.truth(masks)
             assert not np.isin(masks, COVID).any() and truth["extent"] == 0 and truth["lesion_slices"] == ""
             found |= set(filter(None, truth["findings"].split("+")))
-        assert found == {"nodule", "atelectasis", "emphysema", "motion", "pneumonia"}
+        assert found == {"nodule", "atelectasis", "emphysema", "motion", "pneumonia", "reticulation"}
 
     def test_pneumonia_looks_like_covid_but_is_in_one_lung(self):
         densities, ill = [], 0
@@ -305,6 +306,36 @@ class TestPatient:
         for half in np.array_split(found, 2, axis=2):
             assert half.sum() > 0.03 * (mask > 0).sum()
         assert np.median(hu[found]) > np.median(hu[mask == LABELS["lung"]]) + 150
+
+    def test_reticulation_is_a_net_at_the_pleura_and_below(self):
+        patient = phantom.patient(14, matrix=256, n_slices=20)
+        assert patient.reticulation
+        hu, mask = map(np.stack, zip(*(patient.render(k) for k in range(20)), strict=True))
+        found, lung = mask == LABELS["reticulation"], mask > 0
+        share = found.sum((1, 2)) / np.maximum(lung.sum((1, 2)), 1)
+        order = np.argsort(patient.levels)  # from the lowest slice up, those with lung
+        low, high = np.array_split([k for k in order if lung[k].sum() > 500], 2)
+        assert share[low].mean() > share[high].mean() + 0.2
+        depth = np.stack([ndimage.distance_transform_edt(plane) for plane in lung])
+        assert np.median(depth[found]) < np.median(depth[lung & ~found])
+        patient.reticulation = 0.0
+        change = hu - np.stack([patient.render(k)[0] for k in range(20)])
+        assert np.abs(change[~ndimage.binary_dilation(lung, iterations=3)]).max() < 20
+        # Lines denser by far, with lung as airy as before or more between them.
+        assert np.percentile(change[found], 90) > 100 and 0.2 < (change[found] < 0).mean() < 0.8
+
+    def test_great_vessels_differ_from_patient_to_patient(self):
+        drawn = [phantom.patient(seed, matrix=32, n_slices=1).vessels_wider for seed in range(60)]
+        assert 0.9 < np.std(drawn) < 1.7
+        patient = next(p for p in (phantom.patient(s, matrix=256, n_slices=9) for s in range(20)) if p.contrast)
+        at = int(np.abs(patient.levels - 160).argmin())  # ascending and descending aorta, superior cava, trunk
+        areas, mask = [], None
+        for patient.vessels_wider in (-2.0, 0.0, 2.0):
+            hu, mask = patient.render(at)
+            areas.append(np.count_nonzero((hu > 0.7 * patient.contrast) & (hu < 1.3 * patient.contrast) & (mask == 0)))
+        # Aortas of 15 and 11, a cava of 8.5 mm: 1 mm more on each radius is some 2 x pi x their sum, and the trunk's.
+        for less, more in itertools.pairwise(areas):
+            assert 2 * np.pi * 34 * 2 < (more - less) * patient.pixel**2 < 2 * np.pi * 34 * 2 * 2.5
 
     def test_area_curves_are_like_patients(self):
         """Chapter 3's measures of a small cohort beside the odd scans, which it was not fitted to."""
