@@ -35,10 +35,12 @@ def chapter(name: str, stem: str, old: str, new: str) -> Breakage:
     return Breakage(f"{stem[:2]}-{name}", f"notebooks/{stem}.ipynb", old, new, f"tests/notebooks/test_{stem}.py")
 
 
-def figure(name: str, module: str, old: str, new: str) -> Breakage:
-    """A breakage of a figure, which the tests of its module must notice; of the style, those of any."""
-    tests = "tests/figures" if module == "style" else f"tests/figures/test_{module}.py"
-    return Breakage(f"fig-{name}", f"e2d_lib/figures/{module}.py", old, new, tests)
+def figure(name: str, where: str, old: str, new: str) -> Breakage:
+    """A breakage of a figure, which the tests of its module, or of the chapter's cells, must notice."""
+    if where[0].isdigit():
+        return Breakage(f"fig-{name}", f"notebooks/{where}.ipynb", old, new, "tests/figures/test_cells.py")
+    tests = f"tests/figures/test_{where}.py" if where in ("intervals", "curves") else "tests/figures"
+    return Breakage(f"fig-{name}", f"e2d_lib/figures/{where}.py", old, new, tests)
 
 
 C1, C2, C3, C4 = "01_data_exploration", "02_ssflpp_preprocessing", "03_reduction_statistics", "04_training"
@@ -59,7 +61,7 @@ BREAKAGES = [
     chapter("last", C4, "sort=False).tail(1)", "sort=False).head(1)"),
     chapter("swapped", C5, "scoring.paired(few, main,", "scoring.paired(main, few,"),
     chapter("confusion", C5, "(probabilities >= threshold).astype(int)", "(probabilities < threshold).astype(int)"),
-    chapter("wrong", C5, "((probabilities >= threshold) != labels)", "((probabilities >= threshold) == labels)"),
+    chapter("wrong", C5, "[(probabilities >= threshold) != labels]", "[(probabilities >= threshold) == labels]"),
     chapter("learnt", C5, 'kept["loss"] < np.log(2)', 'kept["loss"] > np.log(2)'),
     chapter("policy", C5, 'use["threshold"], use[policy]', 'use["threshold"], use["network"]'),
     chapter("prevalence", C5, 'prevalence=scan_scores["label"].mean()', 'prevalence=1 - scan_scores["label"].mean()'),
@@ -90,33 +92,38 @@ BREAKAGES = [
            'face = "white" if self.filled else self.colour'),
     figure("order", "intervals", "ylim=(len(names) - 0.4, -0.6)", "ylim=(-0.6, len(names) - 0.4)"),
     figure("series", "intervals", 'own, look = part[part["series"] == one]', 'own, look = part[part["series"] != one]'),
-    figure("published", "intervals", 'value=table["published"], low', 'value=table["measured"], low'),
-    figure("negated", "intervals", 'row=row, value=table["difference"])', 'row=row, value=-table["difference"])'),
+    figure("published", C3, 'value=shown["published"], low', 'value=shown["measured"], low'),
+    figure("negated", C5, 'row=row, value=comparison["difference"])', 'row=row, value=-comparison["difference"])'),
     figure("effects", "intervals", 'series, value=table["difference"])', 'series, value=-table["difference"])'),
-    figure("p-value", "intervals", 'f"p = {p:.2g}"', 'f"p = {1 - p:.2g}"'),
-    figure("better", "intervals", '"lower is better", "higher is better")', '"higher is better", "lower is better")'),
-    figure("chosen", "intervals", "(Look(BLUE), Look(ORANGE, filled=False))",
-           "(Look(BLUE, filled=False), Look(ORANGE))"),
+    figure("p-value", C5, 'f" (p = {p:.2g})"', 'f" (p = {1 - p:.2g})"'),
+    figure("better", C5, '"lower is better", "higher is better")', '"higher is better", "lower is better")'),
+    figure("chosen", C5, "intervals.Look(style.BLUE), intervals.Look(style.ORANGE, filled=False)",
+           "intervals.Look(style.BLUE, filled=False), intervals.Look(style.ORANGE)"),
     figure("holm", "intervals", '[first, table["p_holm"].lt(0.05)', '[first, table["p_holm"].lt(0.5)'),
     figure("not-holm", "intervals", 'where(table["p_holm"].lt(0.05)', 'where(table["p_holm"].gt(0.05)'),
-    figure("share", "intervals", "{100 * fraction:g} %", "{fraction:g} %"),
-    figure("counted", "intervals", "Look(colours[data], marks", "Look(DARK, marks"),
-    figure("roc", "curves", "left.plot(fpr, tpr,", "left.plot(tpr, fpr,"),
-    figure("recall", "curves", "right.step(recall, precision,", "right.step(precision, recall,"),
-    figure("prevalence", "curves", "right.axhline(np.mean(labels)", "right.axhline(1 - np.mean(labels)"),
+    figure("share", C5, '[f"{100 * fraction:g} %" for', '[f"{fraction:g} %" for'),
+    figure("counted", C5, "Look(colours[data], marks", "Look(style.DARK, marks"),
+    figure("roc", C5, "left.plot(fpr, tpr,", "left.plot(tpr, fpr,"),
+    figure("recall", C5, "right.step(recall, precision,", "right.step(precision, recall,"),
+    figure("prevalence", C5, "right.axhline(labels.mean()", "right.axhline(1 - labels.mean()"),
     figure("window", "curves", "axis.axvspan(start - 0.5, stop - 0.5", "axis.axvspan(start, stop"),
-    figure("quartiles", "curves", "[25, 50, 75]", "[5, 50, 95]"),
-    figure("often", "curves", "counts / repeats", "counts"),
-    figure("drawn", "curves", 'right.plot(drawn, areas[drawn], "o"', 'right.plot(drawn, areas[: len(drawn)], "o"'),
-    figure("bound", "curves", "TwoSlopeNorm(bound, 0, 1)", "TwoSlopeNorm(0.5, 0, 1)"),
-    figure("epochs", "curves", '("valid_loss", "valid_auc", "valid_f1")', '("valid_loss", "valid_f1", "valid_auc")'),
-    figure("stack", "curves", 'data["label"] == name, "n_slices"]', 'data["label"] != name, "n_slices"]'),
+    figure("quartiles", C2, "[25, 50, 75]", "[5, 50, 95]"),
+    figure("often", C2, "minlength=len(widest)) / 400", "minlength=len(widest))"),
+    figure("drawn", C2, 'right.plot(drawn, widest[drawn], "o"', 'right.plot(drawn, widest[: len(drawn)], "o"'),
+    figure("bound", C7, "TwoSlopeNorm(bound, 0, 1)", "TwoSlopeNorm(0.5, 0, 1)"),
+    figure("epochs", C4, '("valid_loss", "valid_auc", "valid_f1")', '("valid_loss", "valid_f1", "valid_auc")'),
+    figure("stack", C1, "[by_label[name] for name in looks]", "[by_label[name] for name in reversed(looks)]"),
+    figure("grey", C1, "counts / counts.sum()", "counts / len(counts)"),
+    figure("fullest", C7, "lungs.sum((1, 2)).argmax()", "lungs.sum((1, 2)).argmin()"),
+    figure("sampler", C6, '"kds": style.ORANGE', '"kds": style.GREY'),
+    figure("by-source", C5, 'row=scan_scores["source"].replace("", "unknown"), value=probabilities',
+           'row=scan_scores["source"].replace("", "unknown"), value=1 - probabilities'),
     figure("lung", "images", "binary_fill_holes(body) & ~body", "binary_fill_holes(body)"),
     figure("mask", "images", "np.ma.masked_where(~holes, holes)", "np.ma.masked_where(holes, ~holes)"),
     figure("removed", "images", "removed = 1 - (box[1]", "removed = (box[1]"),
     figure("box", "images", "row0, row1, col0, col1 = box\n", "col0, col1, row0, row1 = box\n"),
-    figure("opacity", "images", "alpha=0.75 * heat", "alpha=0.75 * (1 - heat)"),
-    figure("crop", "images", "image[row0:row1, col0:col1]", "image[col0:col1, row0:row1]"),
+    figure("opacity", C5, "0.75 * heat[number]", "0.75 * (1 - heat[number])"),
+    figure("crop", C2, "image[row0:row1, col0:col1]", "image[col0:col1, row0:row1]"),
     figure("labels", "style", 'LABEL_NAMES = {0: "negative", 1: "positive"}',
            'LABEL_NAMES = {0: "positive", 1: "negative"}'),
     figure("red-green", "style", '"#0072b2", "#d55e00"', '"#3a7d44", "#c8553d"'),
@@ -145,7 +152,7 @@ def noticed(breakage: Breakage, tree: Path, base: Path) -> bool:
     run = base
     try:
         path.write_text(broken(path, breakage), encoding="utf-8")
-        if path.suffix == ".ipynb":
+        if path.suffix == ".ipynb" and "notebooks" in breakage.tests:
             run = tree.parent / "run"
             shutil.copytree(base, run)
             if study(tree, run, "--only", path.stem[:2]) != 0:
@@ -190,10 +197,10 @@ def main() -> int:
         tree = Path(folder) / "tree"
         copied(tree)
         base = options.run.resolve() if options.run else Path(folder) / "base"
-        if any(b.file.endswith(".ipynb") for b in chosen):
+        if any("notebooks" in b.tests for b in chosen):
             if not options.run and study(tree, base) != 0:
                 sys.exit("the ci run failed without any breakage")
-            for tests in sorted({b.tests for b in chosen if b.file.endswith(".ipynb")}):
+            for tests in sorted({b.tests for b in chosen if "notebooks" in b.tests}):
                 if python(tree, base, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests.split()) != 0:
                     sys.exit(f"{tests} fails without any breakage")
         results = {}

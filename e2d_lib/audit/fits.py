@@ -53,7 +53,7 @@ def score_fit(metric: str, text: str, wide: bool = False) -> dict:
         searched = ALL_ROWS if wide else ROWS
         found = forensics.f1_totals(value, searched)
         as_scans = len(forensics.f1_totals(value, SCANS))
-        fit |= {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(value, searched)}
+        fit |= {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(searched)}
         if found:
             fit |= {"rows": found[0].rows, "errors": found[0].errors, "distance": found[0].distance}
     else:

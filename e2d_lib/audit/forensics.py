@@ -54,16 +54,13 @@ def macro_f1(rows: int, errors: int, imbalance: int) -> Fraction:
     return 1 - Fraction(rows * errors, rows * rows - imbalance * imbalance)
 
 
-def f1_totals(
-    score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0), spacings: float = 4.0
-) -> list[Totals]:
+def f1_totals(score: float, rows: range, *, spacings: float = 4.0) -> list[Totals]:
     """Every (rows, errors, imbalance) whose macro F1 is ``score`` to within ``spacings`` · 2^-53, nearest first.
 
-    ``rows``: numbers of cases to try. ``wrong``: smallest and largest share of errors. All confusion matrices in that
-    range are covered: for each number of cases and of errors, imbalance² = rows² - rows · errors / (1 - score) must be
-    the square of an integer of the parity of rows - errors. A share of errors above 1 - score has no solution (macro
-    F1 is at most the accuracy). Raises ValueError for scores outside (0, 1) and for ``spacings`` that are too many to
-    decide by the nearest square.
+    ``rows``: numbers of cases to try. All confusion matrices of so many are covered: for each number of errors
+    imbalance² = rows² - rows · errors / (1 - score) must be the square of an integer of the parity of rows - errors. A
+    share of errors above 1 - score has no solution (macro F1 is at most the accuracy). Raises ValueError for scores
+    outside (0, 1) and for ``spacings`` that are too many to decide by the nearest square.
 
     >>> [tuple(t[:3]) for t in f1_totals(0.8, range(1, 11))]
     [(5, 1, 0), (9, 1, 6), (10, 2, 0)]
@@ -72,9 +69,8 @@ def f1_totals(
     exact, loss = Fraction(score), 1 - score
     found = []
     for n in rows:
-        errors, square = _squares(score, n, wrong)
-        if not errors.size:
-            continue
+        errors = np.arange(1, int(n * loss) + 2, dtype=float)  # one more, as n · loss may be just under an integer
+        square = n * (n - errors / loss)
         # What the window on the score is on imbalance², and what float64 itself can be off by.
         tolerance = n * errors[-1] / loss**2 * spacings * float(SPACING) + 4e-16 * n * n
         if tolerance > 0.25:
@@ -90,37 +86,14 @@ def f1_totals(
     return sorted(found, key=lambda t: (abs(t.distance), t.rows))
 
 
-def f1_nearest(score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """(len(rows),) float64: how near to ``score`` the macro F1 of any confusion matrix of so many cases can come.
-
-    In spacings of 2^-53, to float64's own accuracy (a spacing or so); infinite where no number of errors fits. For the
-    figure: `f1_totals` decides.
-    """
-    _open_unit(score, "macro F1")
-    loss, nearest = 1 - score, np.full(len(rows), np.inf)
-    for position, n in enumerate(rows):
-        errors, square = _squares(score, n, wrong)
-        for first in range(min(2, errors.size)):  # imbalance has the parity of rows - errors
-            e, wanted = errors[first::2], square[first::2]
-            parity = (n - e[0]) % 2
-            root = 2 * np.rint((np.sqrt(np.maximum(wanted, 0.0)) - parity) / 2) + parity
-            gap = (np.abs(root * root - wanted) / e).min() * loss**2 / n
-            nearest[position] = min(nearest[position], gap / float(SPACING))
-    return nearest
-
-
-def f1_chance(score: float, rows: range, *, wrong: tuple[float, float] = (0.0, 1.0), spacings: float = 4.0) -> float:
-    """How many solutions `f1_totals` is expected to find for a number near ``score`` that is no such fraction.
+def f1_chance(rows: range, *, spacings: float = 4.0) -> float:
+    """How many solutions `f1_totals` is expected to find for a number that is no such fraction, whatever it is.
 
     For each number of rows and each imbalance, the errors that would be needed are a real number; it must fall on an
     integer of the right parity. Linear in ``spacings``: with eight decimals these are 0.5e-8 · 2^53.
     """
-    _open_unit(score, "macro F1")
     n = np.asarray(rows, dtype=float)
-    loss = 1 - score
-    high = np.sqrt(max(0.0, 1 - wrong[0] / loss))
-    low = np.sqrt(max(0.0, 1 - wrong[1] / loss))
-    return float(spacings * float(SPACING) * ((high - high**3 / 3) - (low - low**3 / 3)) * (n * n).sum())
+    return float(spacings * float(SPACING) * (1 - 1 / 3) * (n * n).sum())
 
 
 # AUC ---------------------------------------------------------------------------------------------------------------
@@ -223,14 +196,6 @@ def touched_bounds(groups: Mapping[tuple[int, ...], int], total: int, fraction: 
             raise ValueError(f"no slice counts of these {scans} scans make {total} slices")
         bounds.append(float(sign * result.fun / scans))
     return bounds[0], bounds[1]
-
-
-def _squares(score: float, n: int, wrong: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of errors that n cases can have, and the imbalance² each needs for the score; float64."""
-    loss = 1 - score
-    most = min(int(wrong[1] * n), int(n * loss) + 1)  # one more, as n · loss may be just under an integer
-    errors = np.arange(max(1, int(np.ceil(wrong[0] * n))), most + 1, dtype=float)
-    return errors, n * (n - errors / loss)
 
 
 def _open_unit(score: float, name: str) -> None:

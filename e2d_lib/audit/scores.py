@@ -20,14 +20,13 @@ def _slice_rows(given: Inputs):
     holds = bool((fits["solutions"] == 1).all() and (fits["as_scans"] == 0).all()) and len(fits) == 5 and together == 3
     holds &= round(318 * length) - EXCLUDED_SLICES == VALIDATION_ROWS
     holds &= sorted(fits["rows"]) == [89_264] * 3 + [98_089, 99_307]
-    value = fits["value"].astype(float)
-    at_one = np.mean([forensics.f1_chance(x, range(VALIDATION_ROWS, VALIDATION_ROWS + 1)) for x in value])
+    at_one = forensics.f1_chance(range(VALIDATION_ROWS, VALIDATION_ROWS + 1))
     listed = fits[["value", "rows", "errors"]].itertuples(index=False)
     facts = {
         "listed": "; ".join(f"{text[:10]}…: {rows:,} rows, {errors:,} wrong" for text, rows, errors in listed),
         "n": len(fits), "scans": SCANS[-1], "rows": (ROWS[0], ROWS[-1]), "farthest": fits["distance"].abs().max(),
         "chance": fits["chance"].mean(), "shared": math.comb(len(fits), 3) * len(ROWS) * at_one**3,
-        "eight": forensics.f1_chance(float(value.mean()), ROWS, spacings=0.5e-8 / float(forensics.SPACING)),
+        "eight": forensics.f1_chance(ROWS, spacings=0.5e-8 / float(forensics.SPACING)),
         "length": length, "excluded": EXCLUDED_SLICES, "valid": VALIDATION_ROWS,
     }  # fmt: skip
     yield holds, facts

@@ -8,51 +8,20 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from e2d_lib.elsewhere import spoil
-from e2d_lib.elsewhere.masks import MaskError
-from e2d_lib.elsewhere.spoil import FAILURES, Volume, VolumeError
+from e2d_lib.elsewhere.spoil import Volume, VolumeError
 from e2d_lib.method import preprocess, reduction, ssfl
-from e2d_lib.progress import bar
 
 WHOLE, THORAX, ABDOMEN = "whole scan", "thorax", "abdomen"
 
 REMOVES = 0.01
 HOLDS = {"lung_in_crop": 0.95, "of_best": 0.90, "area_r": 0.80}
 """The method holds where the crop removes at least the first, and `measure`'s columns reach these."""
-
-
-def regions(volume: Volume, *, abdomen_below: int = -1) -> dict[str, Volume]:
-    """The whole scan, its thorax (the lungs and a tenth of their height below) and its abdomen (below the lungs).
-
-    abdomen_below: axial slice, counted from the feet, at which the lungs begin; -1 for the lowest with lung. A part of
-    fewer than 10 axial slices is left out.
-    """
-    levels = np.flatnonzero(volume.lung.any((0, 1)))
-    split = abdomen_below if abdomen_below >= 0 else int(levels[0]) if levels.size else volume.hu.shape[2]
-    margin = -(-np.count_nonzero(levels >= split) // 10)
-    parts = {THORAX: np.s_[max(split - margin, 0) :], ABDOMEN: np.s_[:split]}
-    found = {name: volume.part(np.s_[:], np.s_[:], part) for name, part in parts.items()}
-    return {WHOLE: volume} | {name: part for name, part in found.items() if part.hu.shape[2] >= 10}
-
-
-class Picked(NamedTuple):
-    """A slice (rows, columns) uint8 and its lung, bool."""
-
-    image: np.ndarray
-    lung: np.ndarray
-
-
-def fullest(volume: Volume, view: str) -> Picked:
-    """The slice with the most lung, or the middle one where there is none."""
-    lung = volume.lung_slices(view)
-    k = int(lung.sum((1, 2)).argmax()) if lung.any() else len(lung) // 2
-    return Picked(volume.slices(view)[k], lung[k])
 
 
 @dataclass(frozen=True)
@@ -138,43 +107,6 @@ def _kept(lung: np.ndarray, slices: pd.DataFrame, start: int, stop: int) -> dict
     } | found
 
 
-def against_masks(manifest: str | Path, views: Sequence[str], *, n: int, seed: int = 0, **options: Any) -> pd.DataFrame:
-    """`measure`'s table of at most ``n`` scans of a manifest (columns scan_id, path, mask), drawn by ``seed``.
-
-    Scans without a mask are passed over; ``attrs["left_out"]`` says why another was: scan_id -> reason. Raises
-    VolumeError for a manifest without masks.
-    """
-    scans = pd.read_csv(manifest, keep_default_na=False, dtype=str)
-    scans = scans[scans["mask"] != ""] if "mask" in scans else scans.head(0)
-    if scans.empty:
-        raise VolumeError(f"{manifest} names no mask: fetch a cohort with masks (e2d fetch --list)")
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(scans))[:n])
-    tables, left_out = [], {}
-    for scan in bar(scans.iloc[drawn].itertuples(), total=len(drawn), desc="against masks", unit="scan"):
-        paths = [Path(manifest).parent / path for path in (scan.path, scan.mask)]
-        try:
-            tables.append(measure({scan.scan_id: spoil.read_volume(*paths)}, views, **options).table)
-        except (VolumeError, MaskError) as error:
-            left_out[scan.scan_id] = str(error)
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["volume", "view", "breaks"])
-    table.attrs["left_out"] = left_out
-    return table
-
-
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a volume of `measure`'s table: volume, why, what breaks in each view, whether the library warns.
-
-    ``silent``: something breaks in some view and no view is warned of.
-    """
-    views = list(dict.fromkeys(table["view"]))
-    wide = table.pivot(index="volume", columns="view", values="breaks").reindex(dict.fromkeys(table["volume"]))[views]
-    why = {failure.title: failure.why for failure in FAILURES} | {ABDOMEN: "holes are the gas of stomach and bowel"}
-    wide.insert(0, "why", [why.get(name, "") for name in wide.index])
-    wide["warned"] = table["warning"].ne("").groupby(table["volume"]).any()
-    wide["silent"] = wide[views].ne("").any(axis=1) & ~wide["warned"]
-    return wide.rename_axis(columns=None).reset_index()
-
-
 def breaks(row: Mapping[str, Any]) -> str:
     """What of the method fails on a volume, by the bounds above: "" where nothing does.
 
@@ -192,12 +124,3 @@ def breaks(row: Mapping[str, Any]) -> str:
         "finds lung where there is none": not there and row["area"] > 0,
     }
     return "; ".join(name for name, failed in found.items() if failed)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in brackets, for prose; nothing where there are none.
-
-    >>> listed(["metal", "prone"]), listed([])
-    (' (metal, prone)', '')
-    """
-    return f" ({', '.join(names)})" if names else ""

@@ -244,25 +244,6 @@ def calibration(labels: Any, probabilities: Any, *, groups: Any = None, level: f
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "reason"])
 
 
-def net_benefit(
-    labels: Any, probabilities: Any, thresholds: Sequence[float], *, rng: np.random.Generator, n_boot: int = 2000,
-    groups: Any = None,
-) -> pd.DataFrame:  # fmt: skip
-    """A decision curve: columns threshold, network, low, high (95 %, stratified bootstrap), treat_all, treat_none.
-
-    Net benefit a scan at threshold t, in (0, 1): true positives less t / (1 - t) for each false one; who acts at t says
-    that a needless call costs that much of a right one (Vickers & Elkin, Medical Decision Making 26 (2006) 565-574).
-    """
-    data, cuts = checked(labels, probabilities, 0.5, None, groups), np.asarray(thresholds, dtype=float)
-    worth = np.where(data.labels[:, None] == 1, 1.0, -cuts / (1 - cuts))  # (n, cuts): of calling a scan positive
-    called = worth * (data.probabilities[:, None] >= cuts)
-    blocks = bootstrap.counts(rng, n_boot, len(called), strata=data.labels, groups=data.groups)
-    drawn = np.concatenate([block @ called / block.sum(1, keepdims=True) for block in blocks])
-    low, high = np.full((2, len(cuts)), np.nan) if lone_class(data) else np.quantile(drawn, [0.025, 0.975], axis=0)
-    columns = {"network": called.mean(0), "low": low, "high": high, "treat_all": worth.mean(0), "treat_none": 0.0}
-    return pd.DataFrame({"threshold": cuts, **columns})
-
-
 # Paired comparisons ------------------------------------------------------------------------------------------------
 
 

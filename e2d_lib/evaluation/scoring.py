@@ -5,7 +5,6 @@ probability, and ``chosen``, the threshold that the run's own training folds cho
 Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
 """
 
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -183,81 +182,6 @@ def paired(
         tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, **how)
         tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
     return _first(["at"], pd.concat(tables, ignore_index=True))
-
-
-def check_same_scans(scans: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    """Raise EvaluationError where scans of two runs have the same name and are others: phantoms name theirs alike.
-
-    Both: preprocessed scans (scan_id, n_files).
-    """
-    both = scans[["scan_id", "n_files"]].merge(theirs[["scan_id", "n_files"]], on="scan_id")
-    if differing := int((both["n_files_x"] != both["n_files_y"]).sum()):
-        raise EvaluationError(
-            f"the other run is about other data: {differing} of {len(both)} scans of the same name have another number "
-            "of slices"
-        )
-
-
-# Beside the known scores -------------------------------------------------------------------------------------------
-
-
-def beside_known(saved: pd.DataFrame, table: pd.DataFrame, slice_rows: pd.DataFrame, data: str) -> pd.DataFrame:
-    """Saved and own macro F1 and ROC AUC in one table: run, data, counted_in, metric, value, low, high.
-
-    ``saved``: results/published/saved_scores.csv. ``table``: `metrics.pooled` of this run, one scan one count;
-    ``slice_rows``: the same with each scan counted once for each of its slices, as the saved values are.
-    """
-    known = saved.assign(
-        run=saved["run"] + ", " + saved["validated_on"], data="saved: COV19-CT-DB", low=np.nan, high=np.nan
-    )
-    own = [
-        part.assign(run=f"this run ({data}), by {unit}", data=f"this run: {data}", counted_in=unit)
-        for unit, part in (("scans", table), ("slice rows", slice_rows))
-    ]
-    columns = ["run", "data", "counted_in", "metric", "value", "low", "high"]
-    both = pd.concat([known[columns], *(part[columns] for part in own)], ignore_index=True)
-    return both[both["metric"].isin(known["metric"].unique())].reset_index(drop=True)
-
-
-# Errors ------------------------------------------------------------------------------------------------------------
-
-
-def truth(data_root: str | Path, scores: pd.DataFrame) -> pd.DataFrame | None:
-    """``scores`` with the phantom's truth (extent, findings), or None where the data have none."""
-    path = Path(data_root) / "truth" / "scans.csv"
-    if not path.is_file():
-        return None
-    known = pd.read_csv(path)
-    return scores.merge(known[["scan_id", *known.columns.difference([*scores.columns])]], on="scan_id")
-
-
-def worst_errors(
-    scores: pd.DataFrame, predictions: pd.DataFrame, *, threshold: float = 0.5, n: int = 10
-) -> pd.DataFrame:
-    """The at most ``n`` wrongly called scans whose probability is furthest from the label, the worst first.
-
-    ``scores``: as of `mean_over_seeds`; ``predictions``: chapter 4's, of the same runs. Columns scan_id, label, source,
-    fold, probability, error ("false positive", "false negative"), index (position in the window of the drawn slice that
-    spoke loudest for the wrong answer, -1 where all inputs were blank), slice_probability (its mean over seeds).
-    """
-    wrong = scores[(scores["probability"] >= threshold) != (scores["label"] == 1)]
-    distance = (wrong["probability"] - wrong["label"]).abs()
-    worst = wrong.loc[distance.sort_values(ascending=False, kind="stable").index[:n]].drop(columns=CHOSEN)
-    drawn = predictions[(predictions["part"] == "valid") & (predictions["index"] >= 0)]
-    slices = drawn.groupby(["scan_id", "index"], as_index=False)["probability"].mean()
-    rows = []
-    for scan in worst.itertuples():
-        own = slices[slices["scan_id"] == scan.scan_id]
-        if own.empty:
-            rows.append((-1, np.nan))
-            continue
-        loudest = own.loc[own["probability"].idxmin() if scan.label else own["probability"].idxmax()]
-        rows.append((int(loudest["index"]), float(loudest["probability"])))
-    return worst.assign(
-        error=np.where(worst["label"] == 1, "false negative", "false positive"),
-        index=np.array([row[0] for row in rows], dtype=np.int64),
-        slice_probability=np.array([row[1] for row in rows], dtype=float),
-    ).reset_index(drop=True)
 
 
 def _first(names: list[str], table: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from e2d_lib import words
-from e2d_lib.evaluation import sampling
-from e2d_lib.figures.style import BLUE, DARK, GREY, LABEL_COLOURS, ORANGE, cycled, label_names, legend, subplots
+from e2d_lib.figures.style import BLUE, DARK, legend, subplots
 
 INTERVAL = "95 % interval"
 
@@ -81,97 +80,6 @@ def dots(
     return figure
 
 
-def reduction_comparison(comparison: pd.DataFrame) -> Figure:
-    """Published and measured reductions by row. ``comparison`` has row, quantity, published, measured, low, high."""
-    table = comparison.assign(panel=comparison["quantity"].map(words.name))
-    published = table.assign(series="published", value=table["published"], low=np.nan, high=np.nan)
-    both = [published, table.assign(series="measured here", value=table["measured"])]
-    looks = {"published": Look(DARK, "D"), "measured here": Look(BLUE)}
-    return dots(pd.concat(both), looks, columns=3, width=10, dodge=False)
-
-
-def metrics(table: pd.DataFrame) -> Figure:
-    """Metrics with their intervals, those of which less is better apart. ``table``: metric, value, low, high, run."""
-    lower = table["metric"].isin(words.LOWER_IS_BETTER)
-    panel = np.where(lower, "lower is better", "higher is better")
-    looks = {run: Look(look["color"]) for run, look in cycled(table["run"]).items()}
-    return dots(table.assign(panel=panel, row=table["metric"].map(words.name), series=table["run"]), looks)
-
-
-def known_scores(table: pd.DataFrame) -> Figure:
-    """Saved and own scores, a panel a metric. ``table`` has run, data, counted_in, metric, value, low, high."""
-    again = table.groupby(["metric", "run"]).cumcount()
-    row = table["run"] + again.map(lambda n: f", value {n + 1}" if n else "")
-    colours = dict(zip(dict.fromkeys(table["data"]), (DARK, BLUE, ORANGE), strict=False))
-    marks = {"slice rows": "s", "scans": "o"}
-    series = table["data"] + ", counts " + table["counted_in"]
-    pairs = zip(series, table["data"], table["counted_in"], strict=True)
-    looks = {name: Look(colours[data], marks.get(unit, "X")) for name, data, unit in pairs}
-    table = table.assign(panel=table["metric"].map(words.name), row=row, series=series)
-    return dots(table, looks, dodge=False, xlabel=f"value ({INTERVAL} where there is one)")
-
-
-def differences(table: pd.DataFrame) -> Figure:
-    """Paired differences. ``table`` has name, metric, at, difference, low, high, p_value."""
-    tested = table["p_value"].map(lambda p: "no test" if pd.isna(p) else f"p = {p:.2g}")
-    at = table["at"].map(lambda cut: f" at {cut}" if cut else "")
-    row = table["metric"].map(words.name) + at + " (" + tested + ")"
-    table = table.assign(panel=table["name"], row=row, value=table["difference"])
-    return dots(table, {}, xlabel=f"difference, {INTERVAL}", reference=dict.fromkeys(table["name"], 0.0))
-
-
-def aggregations(table: pd.DataFrame) -> Figure:
-    """Metrics of the ways from slices to a scan, a panel a metric; filled at the given threshold, hollow at the chosen.
-
-    ``table`` has aggregation, at, metric, value, low, high.
-    """
-    lower = table["metric"].isin(words.LOWER_IS_BETTER)
-    panel = table["metric"].map(words.name) + lower.map({True: " (lower is better)", False: ""})
-    series = "threshold " + table["at"]
-    looks = dict(zip(dict.fromkeys(series), (Look(BLUE), Look(ORANGE, filled=False)), strict=False))
-    table = table.assign(panel=panel, row=table["aggregation"].map(words.name), series=series)
-    return dots(table, looks, columns=3, width=10)
-
-
-def few_shot(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """AUC by the share of the training scans, and in grey the single runs' where there are several.
-
-    ``table`` has fraction, value, low, high; ``runs`` fraction, value, a row a run.
-    """
-    looks = {"all folds, seeds": Look(), "single runs": Look(GREY, ".")}
-    several = len(runs) > len(table)
-    both = [table.assign(series="all folds, seeds" if several else "")]
-    if several:
-        both.insert(0, runs[["fraction", "value"]].assign(series="single runs"))
-    data = pd.concat(both).sort_values("fraction", kind="stable")
-    data["row"] = data["fraction"].map(lambda fraction: f"{100 * fraction:g} %")
-    labels = {"xlabel": f"validation ROC AUC, {INTERVAL}", "ylabel": "share of the training scans"}
-    return dots(data, looks, dodge=False, width=6, reference={"": 0.5}, **labels)
-
-
-def scores_by(table: pd.DataFrame, group: str, *, threshold: float = 0.5) -> Figure:
-    """Scan probabilities by a column of ``table`` (label, probability, ``group``), coloured by label."""
-    row = table[group].replace("", "unknown")
-    data = table.assign(row=row, series=label_names(table["label"]), value=table["probability"])
-    looks = {label: Look(colour) for label, colour in LABEL_COLOURS.items()}
-    labels = {"xlabel": "scan probability", "ylabel": group}
-    figure = dots(data.sort_values("row"), looks, width=6.5, reference={"": threshold}, **labels)
-    figure.axes[0].set_xlim(-0.03, 1.03)  # or a network that learnt nothing seems to tell scans apart
-    return figure
-
-
-def reduction_by_view(table: pd.DataFrame) -> Figure:
-    """Reductions by view and part of the body. ``table`` has volume, view, area_delta, length_delta, total_delta."""
-    columns = ["area_delta", "length_delta", "total_delta"]
-    long = table.melt(["volume", "view"], columns, "panel")
-    long = long.assign(panel=long["panel"].map(words.name), row=long["view"], series=long["volume"])
-    looks = {volume: Look(look["color"]) for volume, look in cycled(table["volume"]).items()}
-    figure = dots(long, looks, columns=3, width=10.5, xlabel="share removed")
-    for axis in figure.axes:
-        axis.set_xlim(0, 1)
-    return figure
-
-
 BASELINE, DIFFERS, SAME = "baseline", "differs from it, p < 0.05 after Holm's correction", "not shown to differ"
 
 
@@ -208,26 +116,3 @@ def frozen_effects(
     table = table.sort_values("few_shot", ascending=False, kind="stable")
     zero = dict.fromkeys(table["panel"], 0.0)
     return dots(table, looks, columns=4, width=12, dodge=False, reference=zero, xlabel="difference in ROC AUC")
-
-
-def sampler_quality(summary: pd.DataFrame, *, columns: int = 3) -> Figure:
-    """How well samplers' slices stand for their window, a panel a measure; intervals over scans.
-
-    ``summary``: of `sampling.summary` (method, n_samples, n_intervals, measure, value, low, high).
-    """
-    colours = {"random": GREY, "systematic": BLUE, "kds": ORANGE, "spaced": DARK}
-    table = summary.fillna({"n_intervals": 0}).sort_values("n_samples", kind="stable")
-    marks = dict(zip(sorted(table["n_intervals"].unique()), "osD^v", strict=False))
-    methods = list(dict.fromkeys(summary["method"]))
-    pairs = set(zip(table["method"], table["n_intervals"], strict=True))
-    pairs = sorted(pairs, key=lambda pair: (methods.index(pair[0]), pair[1]))
-    looks = {_sampler(*pair): Look(colours.get(pair[0], "k"), marks[pair[1]]) for pair in pairs}
-    series = [_sampler(*pair) for pair in zip(table["method"], table["n_intervals"], strict=True)]
-    panel = table["measure"].map(lambda measure: sampling.MEASURES.get(measure, measure))
-    table = table.assign(panel=panel, row=table["n_samples"].astype(str), series=series)
-    zero = dict.fromkeys(panel, 0.0)
-    return dots(table, looks, columns=columns, width=10, ylabel="slices drawn", reference=zero)
-
-
-def _sampler(method: str, intervals: int) -> str:
-    return f"{words.name(method)}, {intervals:g} intervals" if intervals else words.name(method)

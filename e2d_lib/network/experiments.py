@@ -126,12 +126,3 @@ def run(
 def _tagged(table: pd.DataFrame, job: Job) -> pd.DataFrame:
     tags: dict[str, Any] = {"run": job.name, **asdict(job)}
     return pd.concat([pd.DataFrame([tags] * len(table), index=table.index), table], axis=1)
-
-
-def beside_released(recipe: training.Recipe) -> pd.DataFrame:
-    """Every setting of a recipe beside the released code's, and whether they differ."""
-    ours, released = asdict(recipe), asdict(training.Recipe.released())
-    for settings in (ours, released):
-        settings |= {f"strengths.{name}": value for name, value in settings.pop("strengths").items()}
-    rows = [(name, str(value), str(released[name]), value != released[name]) for name, value in ours.items()]
-    return pd.DataFrame(rows, columns=["setting", "this run", "released", "differs"])

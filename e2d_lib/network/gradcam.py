@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -18,7 +17,6 @@ from e2d_lib.method.preprocess import Preprocessed
 from e2d_lib.network import training
 from e2d_lib.network.model import E2D, CheckpointError, ModelError
 from e2d_lib.network.prediction import preprocessing_of
-from e2d_lib.network.slices import BLANK
 
 
 def feature_maps(net: E2D, x: torch.Tensor) -> torch.Tensor:
@@ -102,26 +100,3 @@ def of_checkpoints(
     place = str(training.resolve_device(device))
     nets = (training.load(checkpoint, device=place)[0] for checkpoint in checkpoints)
     return np.mean([heat_maps(net, images, toward) for net in nets], axis=0)
-
-
-def of_errors(
-    errors: pd.DataFrame, runs: pd.DataFrame, done: Preprocessed, *, device: str = "auto"
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Slice (S, S) uint8 and heat map (S, S) of each error that has a slice, in order.
-
-    ``errors``: as of `scoring.worst_errors`; ``runs``: fold and checkpoint, one row a run. The map explains the
-    answer that was given: of a false positive what spoke for the disease, of a false negative what spoke against it.
-    """
-    shown = errors[errors["index"] != BLANK]
-    found = {}
-    for fold, part in shown.groupby("fold"):
-        checkpoints = list(runs.loc[runs["fold"] == fold, "checkpoint"])
-        slices = list(zip(part["scan_id"], part["index"], strict=True))
-        maps = of_checkpoints(checkpoints, done, slices, list(1 - part["label"]), device=device)
-        found |= dict(zip(part.index, maps, strict=True))
-    return [(np.asarray(done.pixels(row.scan_id)[row.index_]), found[row.Index]) for row in _named(shown)]
-
-
-def _named(errors: pd.DataFrame):
-    """Rows with ``index_``, as a tuple has a method ``index``."""
-    return errors.rename(columns={"index": "index_"}).itertuples()

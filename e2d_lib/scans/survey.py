@@ -58,16 +58,3 @@ def middle_slices(cohort: pd.DataFrame, *, n: int = 12) -> list[tuple[dict, np.n
             with contextlib.suppress(readers.SliceError):
                 found.append((row, scan.read(len(scan) // 2)))
     return found
-
-
-def grey_values(cohort: pd.DataFrame, *, n: int = 40) -> pd.DataFrame:
-    """Share of pixels at each grey value 0–255, by source, over the middle slices of at most ``n`` scans."""
-    parts = []
-    for row, image in middle_slices(cohort, n=n):
-        counts = np.bincount(image.ravel(), minlength=256)
-        parts.append(pd.DataFrame({"source": row["source"], "value": np.arange(256), "count": counts}))
-    if not parts:
-        return pd.DataFrame(columns=["source", "value", "share"])
-    summed = pd.concat(parts).groupby(["source", "value"], as_index=False)["count"].sum()
-    summed["share"] = summed["count"] / summed.groupby("source")["count"].transform("sum")
-    return summed.drop(columns="count")

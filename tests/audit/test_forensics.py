@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from e2d_lib.audit import forensics
+from tests import cells
 from tests.conftest import ROOT
 
 SAVED_F1 = [  # value, rows, errors, |TP - TN|
@@ -71,7 +72,7 @@ class TestMacroF1:
 
     @pytest.mark.parametrize(("value", "rows", "errors", "imbalance"), SAVED_F1)
     def test_a_saved_score_is_of_one_number_of_slice_rows(self, value, rows, errors, imbalance):
-        found = forensics.f1_totals(value, range(70_000, 105_001), wrong=(0.02, 0.16))
+        found = forensics.f1_totals(value, range(70_000, 105_001))
         assert [tuple(one[:3]) for one in found] == [(rows, errors, imbalance)]
         assert abs(found[0].distance) < 0.5
 
@@ -94,27 +95,11 @@ class TestMacroF1:
     def test_a_digit_changed_has_no_solution(self):
         assert forensics.f1_totals(0.9361715971641709 + 1e-14, range(85_000, 95_000)) == []
 
-    def test_the_nearest_score_is_the_solution(self):
-        rows = range(89_200, 89_300)
-        nearest = forensics.f1_nearest(SAVED_F1[0][0], rows)
-        assert rows[int(nearest.argmin())] == 89_264
-        assert nearest.min() < 2 and np.sort(nearest)[1] > 1000
-
-    def test_the_nearest_score_by_brute_force(self):
-        """Every matrix of n cases, by the definition; f1_nearest is linear in imbalance², hence the few per cent."""
-        for n, score in itertools.product((200, 331), (0.8123456789, 0.9312345678)):
-            errors, tp = np.meshgrid(np.arange(1, n + 1), np.arange(n + 1), indexing="ij")
-            tn = n - errors - tp
-            errors, tp, tn = errors[tn >= 0], tp[tn >= 0], tn[tn >= 0]
-            least = np.abs(tp / (2 * tp + errors) + tn / (2 * tn + errors) - score).min()
-            nearest = forensics.f1_nearest(score, range(n, n + 1))[0]
-            assert nearest * 2.0**-53 == pytest.approx(least, rel=0.05)
-
     def test_chance_is_what_random_numbers_meet(self, rng):
         rows, spacings = range(250, 300), 3e8
         scores = rng.uniform(0.90, 0.96, 1200)
         met = sum(len(forensics.f1_totals(x, rows, spacings=spacings)) for x in scores)
-        expected = sum(forensics.f1_chance(x, rows, spacings=spacings) for x in scores)
+        expected = len(scores) * forensics.f1_chance(rows, spacings=spacings)
         assert 50 < expected < 500
         assert abs(met - expected) < 5 * math.sqrt(expected)
 
@@ -126,6 +111,30 @@ class TestMacroF1:
     def test_scores_outside_are_refused(self, score):
         with pytest.raises(ValueError, match="between 0 and 1"):
             forensics.f1_totals(score, range(10, 20))
+
+
+class TestNearest:
+    """Chapter 3's cell: how near to a score any confusion matrix of so many cases comes."""
+
+    def nearest(self, score):
+        fits = pd.DataFrame([{"metric": "macro_f1", "value": score, "rows": 89_264}])
+        return cells.run("03_reduction_statistics", "nearest[cases] =", fits=fits).nearest
+
+    def test_the_nearest_score_is_the_solution(self):
+        nearest = self.nearest(SAVED_F1[0][0])
+        least, second = sorted(nearest, key=nearest.get)[:2]
+        assert least == 89_264 and nearest[least] < 2 and nearest[second] > 100
+
+    def test_by_brute_force(self):
+        """Every matrix of n cases, by the definition; the cell is linear in imbalance², hence the few per cent."""
+        score = 0.99871234567
+        nearest = self.nearest(score)
+        for n in (70_000, 89_264, 105_000):
+            tp, errors = np.arange(n + 1), np.arange(1, 200)[:, None]
+            tn = n - errors - tp
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values = np.where(tn >= 0, tp / (2 * tp + errors) + tn / (2 * tn + errors), -1)
+            assert nearest[n] * 2.0**-53 == pytest.approx(np.abs(values - score).min(), rel=0.05)
 
 
 class TestAuc:

@@ -12,9 +12,11 @@ from e2d_lib.elsewhere.spoil import Volume, VolumeError
 from e2d_lib.phantom import phantom
 from e2d_lib.scans.readers import open_scan
 from e2d_lib.study import cli
+from tests import cells
 from tests.conftest import ROOT
 from tests.make_scans import NOISE, RAS, expected_slice, opened, series, window, write_images, write_nifti
 
+CHAPTER = "07_generalizability"
 VIEWS = ("axial", "coronal", "sagittal")
 TISSUE, LUNG = 40, -850
 SHAPE = (80, 64, 60)  # x, y, z
@@ -125,31 +127,43 @@ def test_verdicts_are_silent_where_something_breaks_and_nothing_warns():
         ("prone", "axial", "", ""), ("prone", "coronal", "crop loses lung", ""),
         ("metal", "axial", "no lung found", ""), ("metal", "coronal", "", "no lung: every lung area is 0"),
     ]  # fmt: skip
-    table = measure.verdicts(pd.DataFrame(rows, columns=columns)).set_index("volume")
+    table = pd.DataFrame([*rows, ("thorax", "axial", "no lung found", "")], columns=columns)
+    given = {"table": table, "shown": ["whole scan", "prone", "metal"], "views": ["axial", "coronal"]}
+    table = cells.run(CHAPTER, 'save_table("verdicts"', **given).verdicts.set_index("volume")
     assert list(table.index) == ["whole scan", "prone", "metal"]
     assert table["silent"].to_dict() == {"whole scan": False, "prone": True, "metal": False}
     assert table["warned"].to_dict() == {"whole scan": False, "prone": False, "metal": True}
     assert table.loc["prone", "coronal"] == "crop loses lung" and table.loc["prone", "why"]
 
 
+def regions(volume, **given):
+    return cells.run(CHAPTER, "levels = np.flatnonzero", subject=volume, **given).parts
+
+
 def test_regions_are_cut_at_the_lowest_lung():
     body = box_body()
     body.hu[0, 0] = np.arange(60)  # says which slice is which
-    parts = measure.regions(body)
+    parts = regions(body)
     assert list(parts) == ["whole scan", "thorax", "abdomen"]
     np.testing.assert_array_equal(parts["abdomen"].hu[0, 0], np.arange(16))
     np.testing.assert_array_equal(parts["thorax"].hu[0, 0], np.arange(13, 60))  # 28 slices of lung, 3 more
     assert not parts["abdomen"].lung.any() and parts["thorax"].lung.sum() == body.lung.sum()
-    assert len(measure.regions(body, abdomen_below=30)["abdomen"].hu[0, 0]) == 30
-    assert list(measure.regions(body, abdomen_below=9)) == ["whole scan", "thorax"]
+    assert len(regions(body, abdomen_below=30)["abdomen"].hu[0, 0]) == 30
+    assert list(regions(body, abdomen_below=9)) == ["whole scan", "thorax"]
+    body.lung[:] = False
+    assert list(regions(body)) == ["whole scan", "abdomen"]
 
 
 def test_the_fullest_slice_and_its_lung_belong_together():
-    body = box_body()
+    body, empty = box_body(), box_body()
     body.hu[20:34, 20:44, 30], body.lung[2:78, 20:44, 30] = 0, True
-    image, lung = measure.fullest(body, "axial")
-    np.testing.assert_array_equal(image, expected_slice(body.hu, "axial", 30))
-    assert lung.sum() == 76 * 24 and lung.shape == image.shape
+    empty.lung[:] = False
+    volumes = {"whole scan": body, "thorax": None, "empty": empty}
+    figure = cells.run(CHAPTER, 'save_figure("failures"', volumes=volumes).chapter.figures["failures"]
+    for axis, volume, level in zip(figure.axes, (body, empty), (30, 30), strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected_slice(volume.hu, "axial", level))
+    outline = np.vstack([path.vertices for path in figure.axes[0].collections[0].get_paths()])
+    assert np.ptp(outline, axis=0).tolist() == [76, 24] and not figure.axes[1].collections
 
 
 class TestVolumes:
@@ -376,7 +390,7 @@ def test_a_real_abdomen_in_every_view(shared):
     levels = np.flatnonzero(volume.lung.any((0, 1)))
     assert volume.hu.shape == (122, 101, 112) and levels[0] > 90 and levels[-1] == 111
     assert 20 < volume.lung.sum() * 0.027 < 200  # ml
-    result = measure.measure(measure.regions(volume), VIEWS, size=8)
+    result = measure.measure(regions(volume), VIEWS, size=8)
     golden = pd.read_csv(shared / "data" / "golden_slices_nifti_radiological.csv")
     _, axial = result.of("whole scan", "axial")
     columns = ["height", "width", "row0", "row1", "col0", "col1"]

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
+from tests import cells
 
 # Ten scans worked by hand below: one positive missed, two negatives called, a tie across classes at 0.6.
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
@@ -656,9 +657,15 @@ class TestCalibration:
         assert list(table["reason"]) == reasons and list(table["value"].isna()) == [bool(why) for why in reasons]
 
 
+def net_benefit(labels, probabilities, *, n_boot):
+    """Chapter 5's cell, of scans that are each one patient's."""
+    given = {"labels": np.asarray(labels), "probabilities": np.asarray(probabilities), "n_boot": n_boot}
+    return cells.run("05_evaluation", "resampled = ", groups={"groups": np.arange(len(labels))}, **given).use
+
+
 class TestNetBenefit:
-    def test_hand_worked(self, rng):
-        table = metrics.net_benefit(LABELS, SCORES, [0.25, 0.5], rng=rng, n_boot=50)
+    def test_hand_worked(self):
+        table = net_benefit(LABELS, SCORES, n_boot=50).set_index("threshold").loc[[0.25, 0.5]].reset_index()
         # at 0.25: 4 true, 3 false positives at a third each; at 0.5: 3 true, 2 false
         assert table["network"].tolist() == pytest.approx([(4 - 3 / 3) / 10, (3 - 2) / 10])
         assert table["treat_all"].tolist() == pytest.approx([(4 - 6 / 3) / 10, (4 - 6) / 10])
@@ -666,7 +673,7 @@ class TestNetBenefit:
 
     def test_interval_is_the_binomials(self, rng):
         labels, p = scans(rng, 600)
-        row = metrics.net_benefit(labels, p, [0.4], rng=rng, n_boot=4000).iloc[0]
+        row = net_benefit(labels, p, n_boot=4000).set_index("threshold").loc[0.4]
         share, called = labels.mean(), p >= 0.4
         rates = [called[labels == value].mean() for value in (1, 0)]
         parts = [r * (1 - r) / (labels == value).sum() for r, value in zip(rates, (1, 0), strict=True)]
@@ -674,6 +681,7 @@ class TestNetBenefit:
         assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.06)
         assert row["low"] < row["network"] < row["high"]
 
-    def test_one_scan_of_a_class_has_no_interval(self, rng):
-        table = metrics.net_benefit([1, 0, 0], [0.9, 0.2, 0.6], [0.5], rng=rng, n_boot=20)
-        assert table[["low", "high"]].isna().all(axis=None) and table["network"].item() == pytest.approx(0)
+    def test_one_scan_of_a_class_has_no_interval(self):
+        table = net_benefit([1, 0, 0], [0.9, 0.2, 0.6], n_boot=20)
+        assert table[["low", "high"]].isna().all(axis=None)
+        assert table.set_index("threshold").loc[0.5, "network"] == pytest.approx(0)

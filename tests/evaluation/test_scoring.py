@@ -1,5 +1,7 @@
 """Thresholds from training folds, aggregations, paired runs, worst errors, scores beside known ones, their errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_scor
 from e2d_lib.evaluation import metrics, scoring
 from e2d_lib.evaluation.scoring import EvaluationError
 from e2d_lib.network.model import ModelConfig
+from tests import cells
 
 SMALL = ModelConfig("test_efficientnet", pretrained=False)
 
@@ -237,15 +240,31 @@ class TestPaired:
 class TestAnotherRun:
     SCANS = pd.DataFrame({"scan_id": ["a", "b"], "n_files": [12, 13]})
 
+    def beside(self, mine, theirs):
+        """Chapter 5's cell, with another run to compare with."""
+        predictions = slices({"a": (1, [0.9]), "b": (0, [0.1])})
+        other = SimpleNamespace(preprocessed=lambda: SimpleNamespace(scans=theirs), read=lambda *_: predictions)
+        given = {"scores": predictions, "cohort": cohort_of(predictions), "done": SimpleNamespace(scans=mine)}
+        chapter = SimpleNamespace(other=lambda name: other)
+        left = cells.run("05_evaluation", "if other_run:", other_run="results/other", chapter=chapter, **given)
+        assert left.name == "this run less results/other" and left.few["probability"].tolist() == [0.9, 0.1]
+
     def test_of_the_same_scans_is_let_through(self):
-        scoring.check_same_scans(self.SCANS, self.SCANS.iloc[:1])
+        self.beside(self.SCANS, self.SCANS.iloc[:1])
 
     def test_other_scans_of_the_same_names(self):
         mine = self.SCANS.assign(n_files=[12, 16])
         with pytest.raises(
             EvaluationError, match="is about other data: 1 of 2 scans of the same name have another number"
         ):
-            scoring.check_same_scans(mine, self.SCANS)
+            self.beside(mine, self.SCANS)
+
+
+def worst_errors(scan_scores, drawn, **given):
+    """Chapter 5's cell."""
+    given |= {"labels": scan_scores["label"].to_numpy(), "probabilities": scan_scores["probability"].to_numpy()}
+    given |= {"scan_scores": scan_scores, "drawn": drawn}
+    return cells.run("05_evaluation", "errors = wrong.loc", **given).errors
 
 
 class TestWorstErrors:
@@ -259,7 +278,7 @@ class TestWorstErrors:
             }
         )
         scores = scoring.scan_scores(predictions, cohort_of(predictions))
-        return scoring.worst_errors(scoring.mean_over_seeds(scores), predictions, **options)
+        return worst_errors(scoring.mean_over_seeds(scores), predictions, **options)
 
     def test_worst_first_with_the_loudest_wrong_slice(self):
         table = self.errors()
@@ -269,7 +288,7 @@ class TestWorstErrors:
         assert table["slice_probability"].tolist() == pytest.approx([0.1, 0.95, 0.52])
 
     def test_at_most_n_and_at_the_threshold(self):
-        assert self.errors(n=1)["scan_id"].tolist() == ["missed"]
+        assert self.errors(worst=1)["scan_id"].tolist() == ["missed"]
         assert self.errors(threshold=0.6)["scan_id"].tolist() == ["missed", "false alarm"]
 
     def test_none(self):
@@ -277,12 +296,12 @@ class TestWorstErrors:
         assert table.empty and {"error", "index", "slice_probability"} <= set(table.columns)
         predictions = slices({"a": (1, [0.9]), "b": (0, [0.1])})
         scores = scoring.mean_over_seeds(scoring.scan_scores(predictions, cohort_of(predictions)))
-        assert scoring.worst_errors(scores, predictions).empty
+        assert worst_errors(scores, predictions).empty
 
     def test_blank_inputs_have_no_slice(self):
         predictions = slices({"short": (1, [0.2, 0.2])}).assign(index=-1)
         scores = scoring.mean_over_seeds(scoring.scan_scores(predictions, cohort_of(predictions)))
-        table = scoring.worst_errors(scores, predictions)
+        table = worst_errors(scores, predictions)
         assert table["index"].tolist() == [-1] and np.isnan(table["slice_probability"].item())
 
 
@@ -299,10 +318,19 @@ class TestKnownScores:
 
     def table(self, auc):
         rows = [("roc_auc", auc, 0.7, 0.9), ("macro_f1", 0.7, 0.6, 0.8), ("brier", 0.1, 0.05, 0.2)]
-        return pd.DataFrame(rows, columns=["metric", "value", "low", "high"])
+        return pd.DataFrame(rows, columns=["metric", "value", "low", "high"]).assign(at="0.5")
 
-    def test_both_counts_beside_the_saved_ones_each_with_its_data(self):
-        table = scoring.beside_known(self.SAVED, self.table(0.8), self.table(0.82), "phantom")
+    def test_both_counts_beside_the_saved_ones_each_with_its_data(self, tmp_path):
+        asked = []
+        pooled = SimpleNamespace(pooled=lambda counted, **how: asked.append((counted, how)) or self.table(0.82))
+        scans = pd.DataFrame({"scan_id": ["a", "b"], "n_slices": [30, 50]})
+        given = {"main": scans[["scan_id"]], "done": SimpleNamespace(scans=scans), "metrics": pooled}
+        chosen = self.table(0.1).assign(at="chosen")
+        given |= {"table": pd.concat([self.table(0.8), chosen]), "published_dir": tmp_path}
+        self.SAVED.to_csv(tmp_path / "saved_scores.csv", index=False)
+        table = cells.run("05_evaluation", "slice_rows = metrics.pooled", **given).chapter.tables["known_scores"]
+        ((counted, how),) = asked
+        assert counted["n_slices"].tolist() == [30, 50] and how["weights"] == "n_slices"
         own = table[table["data"] == "this run: phantom"].set_index(["metric", "counted_in"])["value"]
         assert own["roc_auc", "scans"] == 0.8 and own["roc_auc", "slice rows"] == 0.82
         saved = table[table["data"] == "saved: COV19-CT-DB"].set_index("run")

@@ -17,6 +17,7 @@ from e2d_lib.network.model import E2D, CheckpointError, ModelConfig, ModelError,
 from e2d_lib.network.slices import ScanSlices
 from e2d_lib.network.training import Recipe
 from e2d_lib.scans.cohort import read_cohort
+from tests import cells
 
 SMALL = ModelConfig("test_efficientnet", pretrained=False)
 
@@ -150,8 +151,6 @@ class TestGradCam:
             gradcam.heat_maps(known_net(), rng.integers(0, 256, (2, 8, 8), dtype=np.uint8), [1])
 
     def test_nothing_to_explain(self):
-        none = pd.DataFrame(columns=["scan_id", "label", "fold", "index"])
-        assert gradcam.of_errors(none, pd.DataFrame({"fold": [5], "checkpoint": ["x"]}), None) == []
         assert gradcam.heat_maps(known_net(), np.zeros((0, 8, 8), np.uint8), []).shape == (0, 8, 8)
 
 
@@ -177,8 +176,11 @@ class TestCheckpoints:
         runs = pd.DataFrame(
             {"fold": [5, 1, 1], "checkpoint": [checkpoint("a", 1), checkpoint("b", 3), checkpoint("c", 5)]}
         )
-        got = gradcam.of_errors(self.errors(), runs, done, device="cpu")
-        assert len(got) == 2  # the third has no slice
+        runs = runs.astype({"checkpoint": str})
+        given = {"wrong": [], "labels": [], "errors": self.errors(), "runs": runs, "done": done, "device": "cpu"}
+        left = cells.run("05_evaluation", "gradcam.of_checkpoints(", **given)
+        assert list(left.heat) == [1, 0]  # the third has no slice
+        got = [(done.pixels(row["scan_id"])[row["index"]], left.heat[k]) for k, row in left.shown.iterrows()]
         np.testing.assert_array_equal(got[0][0], done.pixels("valid/positive/ct_scan_0")[2])
         image = np.asarray(done.pixels("valid/negative/ct_scan_0")[3])
         np.testing.assert_array_equal(got[1][0], image)

@@ -2,7 +2,6 @@
 
 import ast
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +10,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from e2d_lib.evaluation import scoring
-from e2d_lib.figures import intervals
 from e2d_lib.study.notebook import stored_cells
+from tests import cells
 from tests.conftest import ROOT
 from tests.notebooks.conftest import PUBLISHED, asked, holm, in_order, points
 
@@ -155,18 +153,12 @@ def test_networks_that_learnt_nothing_are_no_result(ci_run, scores, worse):
     history = ci_run.table("04_training", "history").assign(loss=0.6)
     history.loc[history["fraction"].isin(worse), "loss"] = 0.7
     read = {"tables/history.csv": history, "tables/runs.csv": ci_run.table("04_training", "runs")}
-    figures, said = {}, []
-    chapter = SimpleNamespace(
-        read=lambda _, file: read[file],
-        save_table=lambda name, table: table,
-        save_figure=figures.__setitem__,
-        say=said.append,
-    )
-    given = {"chapter": chapter, "scores": scores, "scoring": scoring, "np": np, "intervals": intervals, "lines": []}
-    given |= {"options": {"seed": 0, "threshold": 0.5, "n_boot": 100}, "display": lambda _: None}
-    cells = [cell.source for cell in stored_cells(ROOT / f"notebooks/{CHAPTER}.ipynb") if cell.kind == "code"]
-    (few_scans,) = (source for source in cells if "few_shot" in source)
-    exec(few_scans, given)
+    chapter = cells.Chapter()
+    chapter.read = lambda _, file: read[file]
+    options = {"seed": 0, "threshold": 0.5, "n_boot": 100}
+    given = {"chapter": chapter, "scores": scores, "options": options}
+    found = cells.run(CHAPTER, 'kept["learnt"] =', 'save_figure("few_shot"', **given)
+    figures, said = chapter.figures, chapter.said
     left = [share for share in (0.3, 1.0) if share not in worse]
     names = ", ".join(f"{100 * share:g} %" for share in (1.0, 0.3) if share in worse)
     assert said[0].endswith(f": {names or 'none'}.")
@@ -177,13 +169,13 @@ def test_networks_that_learnt_nothing_are_no_result(ci_run, scores, worse):
         drawn = [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()]
         assert drawn == pytest.approx([one["roc_auc"] for one in auc])
     assert bool(figures) == bool(left)
+    code = [cell.source for cell in stored_cells(ROOT / f"notebooks/{CHAPTER}.ipynb") if cell.kind == "code"]
     (warning,) = (
-        n for s in cells for n in ast.walk(ast.parse(s)) if isinstance(n, ast.If) and "untrained" in ast.dump(n)
+        n for s in code for n in ast.walk(ast.parse(s)) if isinstance(n, ast.If) and "untrained" in ast.dump(n)
     )
-    exec(compile(ast.Module([warning], []), CHAPTER, "exec"), given)
-    assert ["a network on all scans has not learnt" in line.lower() for line in given["lines"]] == [True] * (
-        1.0 in worse
-    )
+    lines = []
+    exec(compile(ast.Module([warning], []), CHAPTER, "exec"), vars(found) | {"lines": lines})
+    assert ["a network on all scans has not learnt" in line.lower() for line in lines] == [True] * (1.0 in worse)
 
 
 def test_headline_is_the_scores_of_the_run_on_all_scans(ci_run, main, calibration):
