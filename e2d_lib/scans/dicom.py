@@ -14,7 +14,7 @@ import pydicom
 from pydicom.pixels import apply_modality_lut, get_decoder
 
 from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
-from e2d_lib.scans.formats import listed, listening, natural_key, split_series
+from e2d_lib.scans.formats import listed, listening, natural_key, reading, split_series
 from e2d_lib.scans.volume import hu_to_uint8, loaded_once, slice_count, slices_of
 
 SAME_POSITION = 0.01  # mm; DICOM positions closer than this are one slice
@@ -96,8 +96,7 @@ def open_dicom(notes: Notes, path: str, view: str) -> Scan:
             notes.add(h.name, "excluded", h.unfit or f"{Reason.OTHER_SERIES}: {h.series}")
     fit = [h for h in headers if not h.unfit and h.series == main]
     if fit and view == "axial" and not all(h.axial for h in fit) and not members[main].head.axial:
-        notes.add("", "excluded", f"{Reason.NOT_AXIAL}: a coronal, sagittal or oblique series")
-        return Scan(notes)
+        raise SliceError(f"{Reason.NOT_AXIAL}: a coronal, sagittal or oblique series")
     for reason, count in Counter(reason for h in fit for reason in h.doubts).items():
         notes.doubt("", f"{reason}{',' if ': ' in reason else ':'} {count} of {len(fit)} slices")
     fit = _in_order(fit, notes)
@@ -220,9 +219,9 @@ def _load(path: str, **options: Any) -> pydicom.Dataset:
 def _read_header(folder: str, name: str) -> _Header:
     path = os.path.join(folder, name)
     try:
-        if not os.path.getsize(path):
-            return _Header(name, Reason.EMPTY_FILE)
-        with listening() as said:
+        with reading(path), listening() as said:
+            if not os.path.getsize(path):
+                raise SliceError(Reason.EMPTY_FILE)
             ds = _load(path, stop_before_pixels=True)
             number = _floats([_value(ds, "InstanceNumber")], 1)
             location = _floats([_value(ds, "SliceLocation")], 1)
@@ -245,10 +244,8 @@ def _read_header(folder: str, name: str) -> _Header:
             )
             found = list(_header_doubts(ds))
         return header._replace(doubts=(*map(str, found), *(f"{Reason.PARSER}: {short(text)}" for text in said)))
-    except OSError as error:
-        return _Header(name, f"{Reason.UNREADABLE}: {error.strerror or error}")
-    except Exception as error:  # a broken file can make pydicom raise anything; whatever it is, it becomes a finding
-        return _Header(name, f"{Reason.UNDECODABLE}: {short(error, path)}")
+    except SliceError as error:
+        return _Header(name, error.reason)
 
 
 def _header_doubts(ds: pydicom.Dataset) -> Sequence[str]:
@@ -393,31 +390,23 @@ def _normal(header: _Header) -> np.ndarray:
 
 def _read_dicom(path: str) -> tuple[np.ndarray, list[str]]:
     """A slice in radiological view. Padding becomes 0; MONOCHROME1 is inverted after the window."""
-    try:
-        with listening() as said:
-            ds = _load(path)
-            if "TransferSyntaxUID" not in ds.file_meta:  # no preamble: pydicom has found the encoding out by itself
-                implicit = ds.original_encoding[0]
-                uid = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
-                ds.file_meta.TransferSyntaxUID = uid
-            syntax = ds.file_meta.TransferSyntaxUID
-            if syntax.is_compressed and not _decodes(syntax):
-                raise SliceError(f"{Reason.NO_DECODER}: {syntax.name}")
-            stored, doubts = _stored(ds)
-            slope = 1.0 if ds.get("RescaleSlope") is None else float(ds.RescaleSlope)
-            intercept = float(ds.get("RescaleIntercept") or 0)
-            if not slope or not np.isfinite([slope, intercept]).all():
-                raise SliceError(f"{Reason.BAD_RESCALE}: slope {slope:g}, intercept {intercept:g}")
-            lut = "ModalityLUTSequence" in ds
-            hu = apply_modality_lut(stored, ds) if lut else stored * slope + intercept
-            padding = _padding(ds, stored)
-    except SliceError:
-        raise
-    except OSError as error:
-        raise SliceError(f"{Reason.UNREADABLE}: {error.strerror or error}") from None
-    except Exception as error:  # as for headers
-        cut = isinstance(error, EOFError) or re.search("less than expected|no pixel data", str(error))
-        raise SliceError(f"{Reason.TRUNCATED if cut else Reason.UNDECODABLE}: {short(error, path)}") from None
+    with reading(path), listening() as said:
+        ds = _load(path)
+        if "TransferSyntaxUID" not in ds.file_meta:  # no preamble: pydicom has found the encoding out by itself
+            implicit = ds.original_encoding[0]
+            uid = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
+            ds.file_meta.TransferSyntaxUID = uid
+        syntax = ds.file_meta.TransferSyntaxUID
+        if syntax.is_compressed and not _decodes(syntax):
+            raise SliceError(f"{Reason.NO_DECODER}: {syntax.name}")
+        stored, doubts = _stored(ds)
+        slope = 1.0 if ds.get("RescaleSlope") is None else float(ds.RescaleSlope)
+        intercept = float(ds.get("RescaleIntercept") or 0)
+        if not slope or not np.isfinite([slope, intercept]).all():
+            raise SliceError(f"{Reason.BAD_RESCALE}: slope {slope:g}, intercept {intercept:g}")
+        lut = "ModalityLUTSequence" in ds
+        hu = apply_modality_lut(stored, ds) if lut else stored * slope + intercept
+        padding = _padding(ds, stored)
     if hu.ndim != 2:
         raise SliceError(f"{Reason.UNDECODABLE}: pixels of shape {hu.shape}")
     image = hu_to_uint8(hu)
@@ -491,8 +480,7 @@ def _across(axial: Scan, headers: list[_Header], view: str) -> Scan:
     """Coronal or sagittal slices of an axial series: its slices stacked, turned as a NIfTI volume would be."""
     notes, first = axial.findings, headers[0]
     if not all(h.place and h.turn for h in headers) or abs(_normal(first)[2]) < 0.9:
-        notes.add("", "excluded", f"{Reason.NO_VIEW}: {view} of a series that is not axial")
-        return Scan(notes)
+        raise SliceError(f"{Reason.NO_VIEW}: {view} of a series that is not axial")
 
     def read() -> np.ndarray:
         slices = [image for _, image in axial.readable()]  # the others' findings say why; these still make a volume

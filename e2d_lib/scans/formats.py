@@ -1,6 +1,7 @@
 """Which format a file or folder is in, told by names and, where they tell nothing, by the first bytes."""
 
 import contextlib
+import gzip
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from e2d_lib.scans.findings import Notes, Reason
+from e2d_lib.scans.findings import Notes, Reason, SliceError, short
 
 SUFFIXES = {
     "jpeg": (".jpg", ".jpeg", ".png"),
@@ -175,19 +176,35 @@ def listed(folder: str, kind: str, notes: Notes) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def only_file(path: str, kind: str, notes: Notes, called: str) -> str:
-    """The file itself, or the one of the kind in a folder, masks beside it left aside; "" where it holds another number
-    of them, or the file is empty, which is noted. ``called``: what such files are called there."""
+def only_file(path: str, kind: str, called: str) -> str:
+    """The file itself, or the one of the kind in a folder, masks beside it left aside. ``called``: what such files are.
+
+    Raises `SliceError` where the folder holds another number of them, or the file is empty.
+    """
     if os.path.isdir(path):
         inside = [n for n in os.listdir(path) if not is_hidden(n) and file_kind(n) == kind and not names_mask(n)]
         if len(inside) != 1:
-            notes.add("", "excluded", f"{Reason.NO_SLICES}: {len(inside)} {called} in the folder, expected 1")
-            return ""
+            raise SliceError(f"{Reason.NO_SLICES}: {len(inside)} {called} in the folder, expected 1")
         path = os.path.join(path, inside[0])
     if not os.path.getsize(path):
-        notes.add("", "excluded", Reason.EMPTY_FILE)
-        return ""
+        raise SliceError(Reason.EMPTY_FILE)
     return path
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What reading a file raises, as a `SliceError`: broken files make parsers raise anything."""
+    try:
+        yield
+    except SliceError:
+        raise
+    except Exception as error:
+        reason = f"{Reason.UNDECODABLE}: {short(error, path)}"
+        if isinstance(error, EOFError) or re.search("less than expected|no pixel data", str(error)):
+            reason = f"{Reason.TRUNCATED}: {short(error, path)}"
+        elif isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+            reason = f"{Reason.UNREADABLE}: {error.strerror or short(error, path)}"
+        raise SliceError(reason) from None
 
 
 @contextlib.contextmanager

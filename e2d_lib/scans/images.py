@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
-from e2d_lib.scans.formats import listed, names_mask, natural_key
+from e2d_lib.scans.formats import listed, names_mask, natural_key, reading
 from e2d_lib.scans.plausible import shows_hounsfield
 from e2d_lib.scans.volume import hu_to_uint8
 
@@ -33,8 +33,7 @@ class _Numbered(NamedTuple):
 def open_images(notes: Notes, path: str, view: str) -> Scan:
     """The images of a folder, or one image; names are file names. Images have no view but the axial."""
     if view != "axial":
-        notes.add("", "excluded", f"{Reason.NO_VIEW}: {view} of images")
-        return Scan(notes)
+        raise SliceError(f"{Reason.NO_VIEW}: {view} of images")
     if os.path.isdir(path):
         names = _in_order(listed(path, "jpeg", notes), notes)
     else:
@@ -184,11 +183,8 @@ def _read_image(path: str, told: Callable[[], tuple[bool, int | None]]) -> tuple
 
 
 def _bytes(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise SliceError(f"{Reason.UNREADABLE}: {error.strerror}") from None
+    with reading(path), open(path, "rb") as file:
+        data = file.read()
     if not data:
         raise SliceError(Reason.EMPTY_FILE)
     if data[:4] == b"\x89PNG" and b"IEND" not in data[-64:] and b"IEND" not in data:

@@ -48,14 +48,13 @@ def open_scan(row: Mapping[str, Any], *, view: str = "axial") -> Scan:
         raise CohortError(f"scan {scan_id}: format is {kind!r}, expected one of {', '.join(OPENERS)}")
     notes = Notes(scan_id)
     try:
-        os.stat(split_series(path)[0])
+        if not os.path.exists(split_series(path)[0]):
+            raise SliceError(Reason.MISSING)
         scan = OPENERS[kind](notes, path, view)
-    except FileNotFoundError:
-        notes.add("", "excluded", Reason.MISSING)
-        return Scan(notes)
-    except OSError as error:
-        notes.add("", "excluded", f"{Reason.UNREADABLE}: {error.strerror or error}")
-        return Scan(notes)
+    except (OSError, SliceError) as error:
+        told = isinstance(error, SliceError)
+        notes.add("", "excluded", error.reason if told else f"{Reason.UNREADABLE}: {error.strerror or error}")
+        scan = Scan(notes)
     if not scan.names and not any(f.slice == "" and f.outcome == "excluded" for f in notes):
         notes.add("", "excluded", Reason.NO_SLICES)
     return scan

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import nibabel as nib
 import numpy as np
 
-from e2d_lib.scans.findings import Load, Notes, Reason, SliceError
+from e2d_lib.scans.findings import Load, Notes, Reason, Scan, SliceError
 
 VIEWS = {"sagittal": 0, "coronal": 1, "axial": 2}
 """View -> the axis of a right-anterior-superior volume that counts its slices."""
@@ -48,13 +48,44 @@ def slices_of(volume: np.ndarray, turn: np.ndarray, view: str) -> np.ndarray:
     return np.rot90(np.moveaxis(nib.apply_orientation(volume, turn), VIEWS[view], 0), axes=(1, 2))[..., ::-1]
 
 
-def axes_of(turn: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], notes: Notes) -> np.ndarray:
-    """``turn``, or that of (z, y, x) axes for an array of that shape which nobody gave an affine; noted as a doubt.
+def volume_scan(
+    notes: Notes,
+    shape: tuple[int, ...],
+    affine: np.ndarray,
+    view: str,
+    values: Callable[[tuple[int, ...]], np.ndarray],
+    slope: float = 1.0,
+    intercept: float = 0.0,
+) -> Scan:
+    """A view of a volume of that shape, or of the first of several; slice k is named k.
+
+    ``values`` is given the shape's first three parts and gives the stored values, (x, y, z), with the first slice read.
+    Raises `SliceError` where there is no slice.
+    """
+    if len(shape) < 2 or min(shape) < 1:
+        raise SliceError(f"{Reason.NO_SLICES}: shape {shape}")
+    if any(count > 1 for count in shape[3:]):
+        notes.add("", "warned", f"{Reason.SEVERAL_VOLUMES}: shape {shape}")
+    shape = (*shape, 1)[:3]
+    turn = _axes(affine, shape, notes)
+    names = map(str, range(slice_count(shape, turn, view)))
+    return Scan(
+        notes, names, loaded_once(lambda: _windowed(slices_of(values(shape), turn, view), notes, slope, intercept))
+    )
+
+
+def _axes(affine: np.ndarray, shape: tuple[int, ...], notes: Notes) -> np.ndarray:
+    """(3, 2) nibabel orientation of a volume's axes; what the affine does not tell is noted.
 
     An identity affine is what saving a bare array gives, and bare arrays of ITK and PyTorch users begin with z. Axial
     slices have square pixels: others are doubted.
     """
-    bare = np.array_equal(np.abs(affine), np.eye(4)) and len(shape) > 2 and shape[1] == shape[2] != shape[0]
+    sound = np.isfinite(affine).all() and np.linalg.det(affine[:3, :3])
+    turn = nib.io_orientation(affine) if sound else np.full((3, 2), np.nan)
+    if not np.isfinite(turn).all():
+        notes.add("", "warned", Reason.BAD_AFFINE)
+        turn = nib.orientations.axcodes2ornt("RAS")
+    bare = np.array_equal(np.abs(affine), np.eye(4)) and shape[1] == shape[2] != shape[0]
     if bare:
         notes.add("", "warned", f"{Reason.AXES}: identity affine, shape {shape[0]} x {shape[1]} x {shape[2]}")
     spacing = np.sqrt(np.square(affine[:3, :3]).sum(axis=0))[np.argsort(turn[:, 0])]
@@ -63,7 +94,7 @@ def axes_of(turn: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], notes:
     return nib.orientations.axcodes2ornt("SPL") if bare else turn
 
 
-def windowed(planes: np.ndarray, notes: Notes, slope: float = 1.0, intercept: float = 0.0) -> np.ndarray:
+def _windowed(planes: np.ndarray, notes: Notes, slope: float = 1.0, intercept: float = 0.0) -> np.ndarray:
     """(n, rows, columns) stored values -> uint8 of the lung window; no more than one plane is held as float."""
     slices, odd = np.empty(planes.shape, np.uint8), 0
     with np.errstate(over="ignore", invalid="ignore"):  # values beyond float64 are not finite, and counted
