@@ -1,5 +1,6 @@
 """The cohort table: which scans there are, where, with what label, in which split and fold."""
 
+import contextlib
 import csv
 import os
 import re
@@ -89,7 +90,7 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
 
     classes = CLASSES | _mapping(labels)
     if root.lower().endswith(".csv"):
-        table = _frame(_read_manifest(root, classes, note))
+        found = _read_manifest(root, classes, note)
     else:
         root = _layout_below(root, note)
         found = _read_tree(root, classes, note) if os.path.isdir(root) else _read_file(root)
@@ -105,7 +106,8 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
         _note_unknown_classes(found, note)
         order = list(dict.fromkeys(SPLITS.values()))
         found.sort(key=lambda one: (order.index(one.split) if one.split else len(order), natural_key(one.scan_id)))
-        table = _add_sources(_frame(_rows(found, note)), os.path.join(root, "sources.csv"), note)
+        found = _with_sources(found, os.path.join(root, "sources.csv"), note)
+    table = pd.DataFrame(_rows(found, note), columns=list(COHORT_COLUMNS)).astype({"label": "Int64", "fold": "Int64"})
     table.attrs["findings"] = [list(f) for f in findings]  # lists, which a parquet file's metadata can hold
     return table
 
@@ -186,11 +188,6 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w]|_", "", name).lower()
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(COHORT_COLUMNS))
-    return table.astype({"label": "Int64", "fold": "Int64"})
-
-
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
@@ -206,9 +203,10 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
     return {"split": split, "label": label, "unit": unit}
 
 
-def _rows(found: Iterable[Found], note: Note) -> list[dict[str, Any]]:
-    """The table's rows; scans with the same bytes are noted, and are one patient's."""
-    found = with_patients(list(found))
+def _rows(found: list[Found], note: Note) -> list[tuple]:
+    """The table's rows; scans with the same bytes are noted, and are one patient's where nobody told another."""
+    told = {one.scan_id: one.patient for one in found if one.patient}
+    found = with_patients(found)
     patients, splits = {}, defaultdict(dict)
     for first, again in same_bytes(found):
         where = "two splits" if first.split != again.split else "two labels" if first.label != again.label else ""
@@ -217,11 +215,10 @@ def _rows(found: Iterable[Found], note: Note) -> list[dict[str, Any]]:
         patients[again.scan_id] = patients.get(first.scan_id, first.patient)
     rows = []
     for one in found:
-        patient = patients.get(one.scan_id, one.patient)
+        patient = told.get(one.scan_id) or patients.get(one.scan_id, one.patient)
         splits[patient].setdefault(one.split, one.scan_id)
-        values = (one.scan_id, one.path, one.split, one.label, None, "", one.kind, patient)
-        texts = (printable(value) if isinstance(value, str) else value for value in values)
-        rows.append(dict(zip(COHORT_COLUMNS, texts, strict=True)))
+        values = (one.scan_id, one.path, one.split, one.label, one.fold, one.source, one.kind, patient)
+        rows.append(tuple(printable(value) if isinstance(value, str) else value for value in values))
     for patient, scans in splits.items():
         if len(scans) > 1:
             note("", patient, "warned", f"{Reason.SPLIT_PATIENT}: {' and '.join(scans.values())}")
@@ -242,25 +239,25 @@ def _note_unknown_classes(found: list[Found], note: Note) -> None:
 
 def _layout_below(root: str, note: Note) -> str:
     """The root, or the one folder in it that holds the layout's splits where the root holds none."""
-    if not os.path.isdir(root):
+    if _splits(root):
         return root
-
-    def splits(folder: str) -> bool:
-        try:
-            with os.scandir(folder) as entries:
-                return any(entry.name.lower() in SPLITS and is_folder(entry) for entry in entries)
-        except OSError:
-            return False
-
-    if splits(root):
-        return root
-    below = sorted(e.name for e in os.scandir(root) if is_folder(e) and not _is_system(e.name) and splits(e.path))
-    if not below:
-        return root
+    below = _folders(root, lambda entry: not _is_system(entry.name) and _splits(entry.path))
     if len(below) > 1:
         raise CohortError(f"{root!r} holds {len(below)} data sets, {' and '.join(below)}: give the path of one of them")
-    note("", below[0], "kept", f"{Reason.LAYOUT_BELOW}: read from {below[0]}/")
-    return os.path.join(root, below[0])
+    for name in below:
+        note("", name, "kept", f"{Reason.LAYOUT_BELOW}: read from {name}/")
+    return os.path.join(root, *below)
+
+
+def _splits(folder: str) -> list[str]:
+    return _folders(folder, lambda entry: entry.name.lower() in SPLITS)
+
+
+def _folders(folder: str, wanted: Callable[[os.DirEntry], Any]) -> list[str]:
+    """The names of the wanted folders in a folder; none of what is no folder, or cannot be listed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_folder(entry) and wanted(entry))
+    return []
 
 
 def _read_file(path: str) -> list[Found]:
@@ -271,23 +268,15 @@ def _read_file(path: str) -> list[Found]:
 
 
 def _read_tree(root: str, classes: Mapping[str, int], note: Note) -> list[Found]:
-    try:
-        with os.scandir(root) as listing:
-            names = {e.name: is_folder(e) for e in listing}
-    except OSError as error:
-        raise CohortError(f"data root {root!r} cannot be read: {error.strerror}") from None
-    splits = sorted(name for name, folder in names.items() if folder and name.lower() in SPLITS)
-    found: list[Found] = []
-    for name in splits:
-        found += _scans(os.path.join(root, name), name, classes, note, level=1)
-    if splits:
-        others = [name for name in names if name not in splits]
-        for name in sorted(others):
-            if not _is_system(name) if names[name] else file_kind(name) and not is_hidden(name):
-                note("", name, "excluded", Reason.OUTSIDE_LAYOUT)
-        _note_strangers([name for name in others if not names[name]], "", note)
-    else:
-        found = _scans(root, "", classes, note, level=None)
+    if not (splits := _splits(root)):
+        return _scans(root, "", classes, note, level=None)
+    found = [one for name in splits for one in _scans(os.path.join(root, name), name, classes, note, level=1)]
+    with os.scandir(root) as listing:
+        others = {e.name: is_folder(e) for e in listing if e.name not in splits}
+    for name in sorted(others):
+        if not _is_system(name) if others[name] else file_kind(name) and not is_hidden(name):
+            note("", name, "excluded", Reason.OUTSIDE_LAYOUT)
+    _note_strangers([name for name, folder in others.items() if not folder], "", note)
     return found
 
 
@@ -339,11 +328,7 @@ def _scans(
     volumes = volumes if any(volumes.values()) else {kind: files[kind] for kind in volumes}
     for entry in [*left_out, *(e for e in folders if e not in deeper)]:
         note("", prefix + entry.name, "excluded", Reason.MASK)
-    found = [
-        Found(prefix + e.name, os.path.join(folder, e.name), kind, size=(0, _size(e)))
-        for kind, some in volumes.items()
-        for e in some
-    ]
+    found = [Found(prefix + e.name, e.path, kind) for kind, some in volumes.items() for e in some]
     if files["dicom"]:
         series, unfit = dicom_scans(folder, [e.name for e in files["dicom"]])
         ids = [scan_id + one.path[len(folder) :].replace(os.sep, "/") for one in series]
@@ -354,7 +339,7 @@ def _scans(
     if images and (found or level in (1, 2)):
         note("", scan_id, "excluded", f"{Reason.LOOSE_IMAGES}: {len(images)}")
     elif images:
-        found.append(Found(scan_id, folder, "jpeg", size=(len(images), _size(images[len(images) // 2]))))
+        found.append(Found(scan_id, folder, "jpeg"))
     if not (images or files["dicom"]):  # opening those reports what lies beside them
         _note_strangers([*others, *(e.name for e in files["itk"])], prefix, note)  # a header tells its values' file
     if level == 3 and images:
@@ -373,14 +358,6 @@ def _scans(
     if level == 3 and not found and not deeper:
         found.append(Found(scan_id, folder, "jpeg"))
     return found
-
-
-def _size(entry: os.DirEntry) -> int:
-    """Bytes of a file, 0 where that cannot be told."""
-    try:
-        return entry.stat().st_size
-    except OSError:
-        return 0
 
 
 def _unique_ids(found: list[Found]) -> list[Found]:
@@ -430,24 +407,23 @@ def _read_csv(path: str, required: tuple[str, ...]) -> tuple[list[str], list[tup
     return columns, rows
 
 
-def _add_sources(table: pd.DataFrame, path: str, note: Note) -> pd.DataFrame:
+def _with_sources(found: list[Found], path: str, note: Note) -> list[Found]:
     if not os.path.exists(path):
-        return table
+        return found
     sources: dict[str, str] = {}
     for line, row in _read_csv(path, ("scan_id", "source"))[1]:
         scan_id = row["scan_id"]
         if sources.setdefault(scan_id, row["source"]) != row["source"]:
             raise CohortError(f"{path}, line {line}: scan {scan_id!r} has a second source {row['source']!r}")
-    for scan_id in sorted(set(sources) - set(table["scan_id"]), key=natural_key):
+    for scan_id in sorted(set(sources) - {printable(one.scan_id) for one in found}, key=natural_key):
         note(scan_id, "", "warned", f"{Reason.UNKNOWN_SCAN}: in sources.csv only")
-    table["source"] = [sources.get(scan_id, "") for scan_id in table["scan_id"]]
-    return table
+    return [one._replace(source=sources.get(printable(one.scan_id), "")) for one in found]
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[dict[str, Any]]:
+def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[Found]:
     columns, lines = _read_csv(path, ("path",))
     for column in columns:
         if column not in COHORT_COLUMNS:
@@ -459,7 +435,6 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
     folder = os.path.dirname(path)
     home = os.path.realpath(folder or ".")
     found: list[Found] = []
-    given_too: dict[str, dict[str, Any]] = {}
     first_at: dict[str, int] = {}
     there = 0
     given = [cells.get("label", "") for _, cells in lines]
@@ -484,21 +459,23 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[di
         if fold and not (fold.isdecimal() and int(fold) > 0):
             raise CohortError(f"{where}: fold is {fold!r}, expected 1, 2, … or nothing")
         full, kind = (full, kind) if kind else _inside(full, scan_id, note)
-        one = Found(scan_id, full, kind, series_at(full) if kind == "dicom" else None, _measured(full, kind))
-        split = _choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or ""
-        label = _choice(cells.get("label", ""), classes, where, "label", how=how)
-        found.append(one._replace(split=split, label=label))
-        given_too[scan_id] = {
-            "fold": int(fold) if fold else None,
-            "source": cells.get("source", ""),
-            **({"patient": cells["patient"]} if cells.get("patient") else {}),
-        }
+        one = Found(
+            scan_id,
+            full,
+            kind,
+            series_at(full) if kind == "dicom" else None,
+            split=_choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or "",
+            label=_choice(cells.get("label", ""), classes, where, "label", how=how),
+            patient=cells.get("patient", ""),
+            fold=int(fold) if fold else None,
+            source=cells.get("source", ""),
+        )
+        found.append(one)
     if not there:
         raise CohortError(f"{path}: none of its {len(found)} paths exists, the first is {found[0].path!r}")
     refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
     refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
-    rows = _rows(found, note)
-    return [row | given_too[one.scan_id] for row, one in zip(rows, found, strict=True)]
+    return found
 
 
 def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
@@ -514,17 +491,6 @@ def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
     if len(found) > 1:
         note(scan_id, "", "warned", f"{Reason.NO_SLICES}: {len(found)} scans are below it, such as {found[0].scan_id}")
     return (found[0].path, found[0].kind) if len(found) == 1 else (path, "jpeg")
-
-
-def _measured(path: str, kind: str) -> tuple[int, int]:
-    """`Found.size` of a scan that a manifest names."""
-    try:
-        if os.path.isfile(path):
-            return 0, os.path.getsize(path)
-        names = sorted(n for n in os.listdir(path) if kind == "jpeg" and file_kind(n) == kind and not is_hidden(n))
-        return len(names), os.path.getsize(os.path.join(path, names[len(names) // 2])) if names else 0
-    except OSError:
-        return 0, 0
 
 
 def _choice(

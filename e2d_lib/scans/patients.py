@@ -1,5 +1,6 @@
 """Which scans are one patient's: series of a study, parts of a series, copies, and what lies where it must not."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -28,11 +29,12 @@ class Found(NamedTuple):
     path: str
     kind: str
     series: Series | None = None
-    size: tuple[int, int] = (0, 0)  # images, and bytes of the middle one; 0 and bytes of a volume
     split: str = ""
     label: int | None = None
     unit: str = ""  # the layout's scan; elsewhere the folder
     patient: str = ""
+    fold: int | None = None
+    source: str = ""
 
 
 def patient_of(cohort: pd.DataFrame) -> np.ndarray:
@@ -64,7 +66,7 @@ def dealt(of: np.ndarray, strata: np.ndarray, n_folds: int, seed: int) -> np.nda
 
 
 def with_patients(found: list[Found]) -> list[Found]:
-    """With ``patient``. An id that all scans share is none: somebody has taken the names away."""
+    """With ``patient``, where it is not told. An id that all scans share is none: somebody has taken the names away."""
     own = {one.scan_id: [one.series.head.patient, one.series.head.study] if one.series else ["", ""] for one in found}
     for i in range(2):
         if len({told[i] for told in own.values() if told[i]}) == 1 and sum(bool(told[i]) for told in own.values()) > 1:
@@ -74,7 +76,8 @@ def with_patients(found: list[Found]) -> list[Found]:
     named = []
     for one in found:
         shared = several[one.unit] > 1 and one.unit and (one.split or one.series)
-        named.append(one._replace(patient=next(filter(None, own[one.scan_id]), one.unit if shared else one.scan_id)))
+        told = [one.patient, *own[one.scan_id], one.unit if shared else one.scan_id]
+        named.append(one._replace(patient=next(filter(None, told))))
     return named
 
 
@@ -82,8 +85,10 @@ def same_bytes(found: list[Found]) -> list[tuple[Found, Found]]:
     """(first, other) scans of the same bytes; only those that agree in number and size of files are opened."""
     like: dict[Any, list[Found]] = defaultdict(list)
     for one in found:
-        if one.size[1]:
-            like[one.kind, one.size].append(one)
+        with contextlib.suppress(OSError):  # reading the scan says so
+            files = _files(one)
+            if size := os.path.getsize(files[len(files) // 2]) if files else 0:
+                like[one.kind, len(files), size].append(one)
     pairs = []
     for ones in like.values():
         first: dict[bytes, Found] = {}
@@ -94,14 +99,19 @@ def same_bytes(found: list[Found]) -> list[tuple[Found, Found]]:
     return pairs
 
 
+def _files(one: Found) -> list[str]:
+    """A volume, or a folder's images in the order of their names; none of DICOM, whose UIDs tell what is the same."""
+    if one.kind == "dicom":
+        return []
+    if not os.path.isdir(one.path):
+        return [one.path]
+    names = sorted(n for n in os.listdir(one.path) if file_kind(n) == one.kind and not is_hidden(n))
+    return [os.path.join(one.path, name) for name in names]
+
+
 def _digest(one: Found) -> bytes:
-    """Hash of a volume, or of a folder's images in the order of their names."""
-    files = [one.path]
-    if os.path.isdir(one.path):
-        names = sorted(n for n in os.listdir(one.path) if file_kind(n) == one.kind and not is_hidden(n))
-        files = [os.path.join(one.path, name) for name in names]
     digest = hashlib.sha256()
-    for path in files:
+    for path in _files(one):
         try:
             with open(path, "rb") as file:
                 digest.update(file.read())

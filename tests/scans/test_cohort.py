@@ -87,12 +87,16 @@ class TestReleasedLayout:
         assert cohort["path"][0] == os.path.join("db", "train", "negative", "ct_scan_0")
         assert len(open_scan(cohort.loc[0])) == 2
 
-    def test_no_slice_is_opened_or_statted(self, released, monkeypatch):
+    def test_no_slice_is_opened_and_one_a_scan_statted(self, released, monkeypatch):
         def refuse(path, *args, **kwargs):
             raise AssertionError(f"opened {path}")
 
+        seen = []
+
         def stat(path, *args, real=os.stat, **kwargs):
-            assert not str(path).endswith(".jpg"), path
+            if str(path).endswith(".jpg"):
+                assert os.path.dirname(path) not in seen
+                seen.append(os.path.dirname(path))
             return real(path, *args, **kwargs)
 
         monkeypatch.setattr(builtins, "open", refuse)
@@ -433,6 +437,11 @@ class TestManifest:
         assert {k: row[k] for k in row if k != "path"} == {**expected, "patient": "A"}
         assert cohort.loc[1, ["split", "source", "format"]].tolist() == ["", "", "nifti"]
         assert pd.isna(cohort["label"][1]) and pd.isna(cohort["fold"][1])
+
+    def test_a_given_patient_in_two_splits_is_noted(self, manifest):
+        cohort = read_cohort(manifest("path,split,patient\na,train,P\nb.nii.gz,valid,P\nc.dcm,train,Q\n"))
+        assert cohort["patient"].tolist() == ["P", "P", "Q"]
+        assert cohort_findings(cohort) == [Finding("", "P", "warned", f"{Reason.SPLIT_PATIENT}: a and b")]
 
     @pytest.mark.parametrize(
         ("text", "label"),
