@@ -1,12 +1,14 @@
-"""SSFL++ beside decoding, in one run on one core: grey decoding, decoding and measuring, and the plain reference.
+"""SSFL++ beside decoding, in one run on one core: three decoders, decoding and measuring, and the plain reference.
 
 python benchmarks/ssfl.py                         slices of phantom patients, written as JPEG of quality 95
 python benchmarks/ssfl.py --dicom DIR             the slices of every scan in DIR, written as JPEG
 python benchmarks/ssfl.py --images DIR            the JPEGs in DIR and below, as they are
 python benchmarks/ssfl.py --dicom DIR --quality 75 95
 
+Measuring is crop and lung area, and lung area on the crop too, as `e2d_lib.method.preprocess` does it. The decoder
+is that of `e2d_lib.scans.images`, simplejpeg; beside it OpenCV, and PyTurboJPEG where it is installed.
 The reference is tests/reference.py, which reads the file in colour again for each of the two steps, as the released
-code does. The three take turns, so that what else the machine does meets all of them. Times are per slice: a slice's
+code does. All take turns, so that what else the machine does meets all of them. Times are per slice: a slice's
 median over the repeats, averaged over the slices; beside it the minimum, which other load disturbs least.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from e2d_lib.method import ssfl
 
@@ -54,24 +57,32 @@ def write_jpegs(slices: list[np.ndarray], folder: Path, quality: int) -> list[Pa
     return paths
 
 
-def decode(path: str) -> None:
-    cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+def decode(path: Path) -> np.ndarray:
+    return simplejpeg.decode_jpeg(path.read_bytes(), "GRAY")[..., 0]
 
 
-def decode_and_measure(path: str) -> tuple[ssfl.Box, int]:
-    return ssfl.measure(cv2.imread(path, cv2.IMREAD_GRAYSCALE))
+def decode_opencv(path: Path) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
 
 
-def plain_reference(path: str) -> tuple[ssfl.Box, int]:
+def decode_and_measure(path: Path) -> tuple[ssfl.Box, int]:
+    return ssfl.measure(decode(path))
+
+
+def both_areas(path: Path) -> tuple[ssfl.Box, int, int]:
+    return ssfl.measure_both(decode(path))
+
+
+def plain_reference(path: Path) -> tuple[ssfl.Box, int]:
     from tests import reference
 
     return (
-        reference.crop_box(cv2.imread(path, cv2.IMREAD_COLOR)),
-        reference.lung_area(cv2.imread(path, cv2.IMREAD_COLOR)),
+        reference.crop_box(cv2.imread(str(path), cv2.IMREAD_COLOR)),
+        reference.lung_area(cv2.imread(str(path), cv2.IMREAD_COLOR)),
     )
 
 
-def timed(step: Callable[[str], object], paths: list[str], passes: int) -> list[list[float]]:
+def timed(step: Callable[[Path], object], paths: list[Path], passes: int) -> list[list[float]]:
     """(passes, slices) milliseconds."""
     rows = []
     for _ in range(passes):
@@ -84,34 +95,50 @@ def timed(step: Callable[[str], object], paths: list[str], passes: int) -> list[
     return rows
 
 
-def compare(title: str, files: list[Path], repeats: int) -> None:
-    paths = [str(path) for path in files]
+def contenders() -> dict[str, Callable[[Path], object]]:
+    """What takes turns, by its line in the table; the first is what the others are compared with."""
+    steps: dict[str, Callable[[Path], object]] = {
+        "grey decoding, simplejpeg": decode,
+        "grey decoding, OpenCV": decode_opencv,
+        "decoding and measure()": decode_and_measure,
+        "decoding, measure(), area on the crop": both_areas,
+        "plain reference, colour, two reads": plain_reference,
+    }
+    try:
+        import turbojpeg
+
+        turbo = turbojpeg.TurboJPEG()
+    except (ImportError, RuntimeError) as error:
+        print(f"without PyTurboJPEG: {str(error).splitlines()[0]}")
+        return steps
+    return steps | {"grey decoding, PyTurboJPEG": lambda path: turbo.decode(path.read_bytes(), turbojpeg.TJPF_GRAY)}
+
+
+def compare(title: str, paths: list[Path], repeats: int) -> None:
+    steps = contenders()
     for path in paths:
-        if decode_and_measure(path) != plain_reference(path):
+        row0, row1, col0, col1 = decode_and_measure(path)[0]
+        apart = *decode_and_measure(path), ssfl.lung_area(decode(path)[row0:row1, col0:col1])
+        if decode_and_measure(path) != plain_reference(path) or both_areas(path) != apart:
             raise SystemExit(f"{path}: the library and the reference disagree")
-    times: dict[str, list[list[float]]] = {"decode": [], "measure": [], "reference": []}
-    for _ in range(repeats):
-        times["decode"] += timed(decode, paths, BLOCK)
-        times["measure"] += timed(decode_and_measure, paths, BLOCK)
-        if len(times["reference"]) < 5:
-            times["reference"] += timed(plain_reference, paths, 1)
-    size = sum(path.stat().st_size for path in files) / len(files) / 1024
-    print(f"\n{title}: {len(files)} slices, {size:.0f} KiB each on average, box and area equal on all")
-    print(f"{'per slice':<42}{'median':>10}{'minimum':>10}")
-    summary = {}
-    for name, label in [
-        ("decode", "grey decoding alone"),
-        ("measure", "grey decoding and measure()"),
-        ("reference", "plain reference, colour, two reads"),
-    ]:
-        rows = np.array(times[name])
-        summary[name] = np.array([np.median(rows, axis=0).mean(), rows.min(axis=0).mean()])
-        print(f"{label:<42}{summary[name][0]:>7.3f} ms{summary[name][1]:>7.3f} ms")
-    for label, ratio in [
-        ("decoding and measure() / decoding", summary["measure"] / summary["decode"]),
-        ("plain reference / decoding and measure()", summary["reference"] / summary["measure"]),
-    ]:
-        print(f"{label:<42}{ratio[0]:>9.2f}x{ratio[1]:>9.2f}x")
+        for name, step in steps.items():
+            if name.startswith("grey") and not np.array_equal(np.squeeze(step(path)), decode(path)):
+                raise SystemExit(f"{path}: {name} gives other pixels")
+    times: dict[str, list[list[float]]] = {name: [] for name in steps}
+    for turn in range(repeats):
+        for name, step in steps.items():
+            if step is not plain_reference or turn < 5:
+                times[name] += timed(step, paths, 1 if step is plain_reference else BLOCK)
+    size = sum(path.stat().st_size for path in paths) / len(paths) / 1024
+    print(f"\n{title}: {len(paths)} slices, {size:.0f} KiB each on average; pixels, box and area equal on all")
+    print(f"{'per slice':<42}{'median':>10}{'minimum':>10}{'x decoding':>12}{'(minima)':>10}")
+    first = None
+    for name, rows in times.items():
+        spent = np.array([np.median(rows, axis=0).mean(), np.min(rows, axis=0).mean()])
+        first = spent if first is None else first
+        print(
+            f"{name:<42}{spent[0]:>7.3f} ms{spent[1]:>7.3f} ms{spent[0] / first[0]:>12.2f}{spent[1] / first[1]:>10.2f}"
+        )
 
 
 def main() -> None:

@@ -81,6 +81,23 @@ def grown(bitmap, cols):
     return result
 
 
+@_compiled(_BITMAP(_BITMAP, types.intp, types.intp, types.intp, types.intp))
+def cropped(bitmap, row0, row1, col0, col1):
+    """The bitmap of the image's part [row0, row1) x [col0, col1), as :func:`below` would give it."""
+    inside = _inside(col1 - col0)
+    part = np.zeros((row1 - row0 + 2 * MARGIN, len(inside)), np.uint64)
+    first, shift = 1 + col0 // 64, np.uint64(col0 % 64)
+    for r in range(MARGIN, len(part) - MARGIN):
+        # Of a row's last word the one after it is the next row's first, and 0.
+        source = bitmap.ravel()[(row0 + r) * bitmap.shape[1] + first :]
+        for w in range(1, len(inside)):
+            word = source[w - 1] >> shift
+            if shift:
+                word |= source[w] << (np.uint64(64) - shift)
+            part[r, w] = inside[w] & word
+    return part
+
+
 @_compiled(types.UniTuple(_MARKS, 2)(_BITMAP, types.intp))
 def body_marks(air, cols):
     """The rows and the columns, 1 or 0 each, that hold a pixel whose 10x10 window r-5 ... r+4 is free of dark pixels.

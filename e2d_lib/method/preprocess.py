@@ -356,11 +356,13 @@ def _measure(
             note("warned", f"mixed shapes: {listed}; each slice is cropped and resized on its own")
     rows = []
     for index, (name, image) in enumerate(zip(names, images, strict=True)):
-        box, area = ssfl.measure(image, area_on="full" if whole else params.area_on)
         height, width = image.shape
-        row0, row1, col0, col1 = box = (0, height, 0, width) if whole else box
-        same = whole or params.area_on == "crop"
-        on_crop = area if same else ssfl.lung_area(image[row0:row1, col0:col1])
+        if whole:
+            box, full = (0, height, 0, width), ssfl.lung_area(image)
+            on_crop = full
+        else:
+            box, full, on_crop = ssfl.measure_both(image)
+        area = on_crop if params.area_on == "crop" else full
         rows.append((scan_id, index, name, height, width, *box, area, on_crop))
     return pd.DataFrame(rows, columns=SLICES.names).astype(dict.fromkeys(SLICES.names[3:], "int64")), images
 

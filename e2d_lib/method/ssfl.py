@@ -53,7 +53,7 @@ def crop_box(image: NDArray[np.uint8]) -> Box:
     (15, 36, 25, 56)
     """
     image = _checked(image)
-    return _box(_air(image), image.shape)
+    return _box(_air(_dark(image), image.shape[1]), image.shape)
 
 
 def lung_area(image: NDArray[np.uint8]) -> int:
@@ -71,7 +71,7 @@ def lung_area(image: NDArray[np.uint8]) -> int:
     336
     """
     image = _checked(image)
-    return _bits().hole_area(_air(image), image.shape[1])
+    return _area(_dark(image), image.shape[1])
 
 
 def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "full") -> Measurement:
@@ -85,13 +85,27 @@ def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "ful
     """
     if area_on not in ("full", "crop"):
         raise ValueError(f"area_on is {area_on!r}; choose 'full' or 'crop'")
-    image = _checked(image)
-    air = _air(image)
-    row0, row1, col0, col1 = box = _box(air, image.shape)
     if area_on == "crop":
-        image = image[row0:row1, col0:col1]
-        air = _air(image)
-    return Measurement(box, _bits().hole_area(air, image.shape[1]))
+        box, _, area = measure_both(image)
+        return Measurement(box, area)
+    image = _checked(image)
+    air = _air(_dark(image), image.shape[1])
+    return Measurement(_box(air, image.shape), _bits().hole_area(air, image.shape[1]))
+
+
+def measure_both(image: NDArray[np.uint8]) -> tuple[Box, int, int]:
+    """:func:`measure` with both areas: the box, the area of the uncropped slice, the area of the slice inside its box.
+
+    :param image: (rows, cols) uint8, grey; left as it is.
+    :raises TypeError: image is not a uint8 array.
+    :raises ValueError: image is not 2-D, or holds no pixel.
+    """
+    image = _checked(image)
+    dark = _dark(image)
+    air = _air(dark, image.shape[1])
+    _, _, col0, col1 = box = _box(air, image.shape)
+    area = _bits().hole_area(air, image.shape[1])
+    return box, area, _area(_bits().cropped(dark, *box), col1 - col0)
 
 
 def slice_window(areas: ArrayLike, fraction: float = 0.5, trim: bool = False) -> tuple[int, int]:
@@ -159,15 +173,23 @@ def _bits() -> ModuleType:
     return bits
 
 
-def _air(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def _dark(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """The bitmap of the pixels under the threshold."""
+    return _bits().below(np.ascontiguousarray(image), THRESHOLD)
+
+
+def _air(dark: NDArray[np.uint64], cols: int) -> NDArray[np.uint64]:
     """The bitmap of the pixels that the 5x5 minimum filter leaves under the threshold, :func:`bits.hole_area`'s input.
 
     A minimum is under the threshold when any pixel of its window is, so minimum filter and threshold change places:
     one threshold, then binary work, many times cheaper than a rank filter. A border that repeats edge pixels adds no
     pixel to a window that it does not hold already, so what lies outside the image may be left out.
     """
-    bits = _bits()
-    return bits.grown(bits.below(np.ascontiguousarray(image), THRESHOLD), image.shape[1])
+    return _bits().grown(dark, cols)
+
+
+def _area(dark: NDArray[np.uint64], cols: int) -> int:
+    return _bits().hole_area(_air(dark, cols), cols)
 
 
 def _box(air: NDArray[np.uint64], shape: tuple[int, ...]) -> Box:

@@ -530,7 +530,7 @@ class TestAgain:
 
 class TestFailures:
     def test_one_failing_scan_does_not_end_the_cohort(self, tmp_path, data, monkeypatch):
-        cohort, measure = cohort_of(data), ssfl.measure
+        cohort, measure = cohort_of(data), ssfl.measure_both
         run(cohort, tmp_path / "undisturbed", SMALL, n_jobs=1)
         calls = iter(range(1000))
 
@@ -540,7 +540,7 @@ class TestFailures:
             return measure(image, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ssfl, "measure", fails_in_the_second_scan)
+            patch.setattr(ssfl, "measure_both", fails_in_the_second_scan)
             pre = run(cohort, tmp_path / "out", SMALL, n_jobs=1)
         assert sorted(pre.scans["status"]) == ["excluded", "kept", "kept"]
         (finding,) = pre.findings.itertuples()

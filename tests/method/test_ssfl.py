@@ -84,7 +84,19 @@ class TestAgainstReference:
         row0, row1, col0, col1 = box = reference.crop_box(image)
         area = reference.lung_area(image if area_on == "full" else image[row0:row1, col0:col1])
         assert ssfl.measure(image, area_on=area_on) == (box, area)
+        assert ssfl.measure_both(image)[["full", "crop"].index(area_on) + 1] == area
         np.testing.assert_array_equal(image, before)
+
+    @thorough
+    @given(st.data())
+    def test_cropped_bitmap_is_the_crops_own(self, data):
+        sides = [data.draw(st.integers(1, 200)) for _ in range(2)]
+        (row0, row1), (col0, col1) = (sorted(data.draw(st.integers(0, side)) for _ in range(2)) for side in sides)
+        image = np.random.default_rng(sides).integers(0, 255, sides, np.uint8)
+        if row0 < row1 and col0 < col1:
+            part = np.ascontiguousarray(image[row0:row1, col0:col1])
+            of_part = bits.cropped(bits.below(image, 128), row0, row1, col0, col1)
+            np.testing.assert_array_equal(of_part, bits.below(part, 128))
 
     @pytest.mark.parametrize("size", [ssfl.AREA_ERODE, ssfl.CROP_ERODE])
     @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (3, 4), (9, 10), (23, 17)])
@@ -271,6 +283,7 @@ def _assert_golden(image, row):
     assert (ssfl.crop_box(image), ssfl.lung_area(image)) == (box, full), row["slice"]
     assert ssfl.measure(image) == (box, full), row["slice"]
     assert ssfl.measure(image, area_on="crop") == (box, crop), row["slice"]
+    assert ssfl.measure_both(image)[2] == crop, row["slice"]
     assert (reference.crop_box(image), reference.lung_area(image)) == (box, full), row["slice"]
 
 
