@@ -21,6 +21,8 @@ class Chapter:
     def save_table(self, name, table):
         return self.tables.setdefault(name, table)
 
+    save_parquet = save_table
+
     def say(self, text):
         self.said.append(text)
 

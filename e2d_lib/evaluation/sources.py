@@ -8,15 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from threadpoolctl import threadpool_limits
 
-from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
-from e2d_lib.network import features as frozen
-from e2d_lib.network.model import E2D
 from e2d_lib.network.recipe import LEAST_TO_CHOOSE
-from e2d_lib.network.slices import ScanSlices
 from e2d_lib.progress import bar
 from e2d_lib.scans.patients import classes, dealt, patient_of
 
@@ -28,44 +23,6 @@ DESIGNS = {
     "mixed": "trained in folds on scans of every source",
     "left out": "trained on all other sources",
 }
-
-
-def design(cohort: pd.DataFrame) -> pd.DataFrame:
-    """One row a source: source, scans, positive, negative, classes, in the order of their names.
-
-    Scans without source or label are left out. Raises ValueError where there is no second source, and where each source
-    has a single class: the source is then the label, and no score on such scans means anything.
-    """
-    known = cohort[cohort["source"].fillna("").ne("") & cohort["label"].notna()]
-    found = known.groupby("source")["label"].agg(scans="size", positive="sum").astype(int).reset_index()
-    found["negative"] = found["scans"] - found["positive"]
-    found["classes"] = found["positive"].gt(0).astype(int) + found["negative"].gt(0)
-    if len(found) < 2:
-        raise ValueError(f"{len(found)} sources with labelled scans: two are needed to leave one out")
-    if found["classes"].max() < 2:
-        raise ValueError("each source has scans of one class only: the source is the label, and nothing can be scored")
-    return found
-
-
-def scan_features(
-    net: E2D, scans: ScanSlices, drawn: np.ndarray, *, change: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> np.ndarray:
-    """(replicates, n, d) float32: the mean over a scan's drawn slices of the frozen network's pooled features.
-
-    drawn: (replicates, n, k) positions in each scan's window. change: of a scan's (k, 1, S, S) uint8 slices, before the
-    network sees them. A slice drawn again is computed again only where it was changed.
-    """
-    device = next(net.parameters()).device
-    flat = scans.starts[None, :, None] + drawn
-    rows, place = np.unique(flat, return_inverse=True) if change is None else (flat.ravel(), np.arange(flat.size))
-    found = []
-    size = drawn.shape[2] * 8
-    for part in bar(np.split(rows, range(size, len(rows), size)), desc="features", unit="batch"):
-        pixels = scans.gather(part, device)
-        if change is not None:
-            pixels = torch.cat([change(own) for own in pixels.split(drawn.shape[2])])
-        found.append(frozen.forward(net, pixels).float().cpu())
-    return torch.cat(found)[torch.from_numpy(place.reshape(flat.shape))].mean(2).numpy()
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # a hundred scans: more threads take five times as long
@@ -166,96 +123,3 @@ def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
         for a, b in _folds(y, patient_of(own), n_folds, seed):
             found.loc[own.index[b]] = _chosen(y[a], p[a])
     return found.to_numpy()
-
-
-THRESHOLDS = ("0.5", "carried", "anew")
-
-
-def by_source(scored: pd.DataFrame) -> pd.DataFrame:
-    """Means over replicates for each design and source: scans, positive, roc_auc, brier, sensitivity and specificity at
-    the carried threshold, macro F1 at each of `THRESHOLDS`, and `metrics.calibration`. NaN: a class is absent."""
-    rows = []
-    for (name, source, _), own in scored.groupby(["design", "source", "replicate"], sort=False):
-        y, p = own["label"].to_numpy(dtype=np.int64), own["probability"].to_numpy()
-        at = {
-            cut: metrics.point_metrics(y, p, threshold=0.5 if cut == "0.5" else own[cut].to_numpy())
-            for cut in THRESHOLDS
-        }
-        row = {"design": name, "source": source, "scans": len(y), "positive": int(y.sum())}
-        row |= {metric: at["carried"][metric] for metric in ("roc_auc", "brier", "sensitivity", "specificity")}
-        row |= {f"macro_f1_{cut}": values["macro_f1"] for cut, values in at.items()}
-        rows.append(row | metrics.calibration(y, p).set_index("metric")["value"].to_dict())
-    keys = ["design", "source", "scans", "positive"]
-    return pd.DataFrame(rows).groupby(keys, sort=False, as_index=False).mean()
-
-
-def challenge(scored: pd.DataFrame) -> pd.DataFrame:
-    """The challenge's score, mean over sources of macro F1: design, threshold, absent_class, value, sd over replicates.
-
-    absent_class: a source without positives (or negatives) has its missing class counted as F1 = 0, as the challenge's
-    formula has it, or left out of the source's mean.
-    """
-    rows = []
-    for (name, _), own in scored.groupby(["design", "replicate"], sort=False):
-        for cut in THRESHOLDS:
-            called = own["probability"] >= (0.5 if cut == "0.5" else own[cut])
-            f1 = [_class_f1(part["label"] == 1, called[part.index]) for _, part in own.groupby("source")]
-            for absent, mean in (
-                ("counted as 0", np.nan_to_num(f1).mean()),
-                ("left out", np.nanmean(f1, axis=1).mean()),
-            ):
-                rows.append({"design": name, "threshold": cut, "absent_class": absent, "value": mean})
-    keys = ["design", "threshold", "absent_class"]
-    return pd.DataFrame(rows).groupby(keys, sort=False)["value"].agg(value="mean", sd="std").reset_index()
-
-
-def _class_f1(positive: pd.Series, called: pd.Series) -> list[float]:
-    """F1 of the negative and of the positive class; NaN for a class without scans."""
-    return [
-        2 * (truth & call).sum() / (truth.sum() + call.sum()) if truth.any() else np.nan
-        for truth, call in ((~positive, ~called), (positive, called))
-    ]
-
-
-def auc_difference(first: pd.DataFrame, second: pd.DataFrame, *, n_boot: int, rng: np.random.Generator) -> dict:
-    """Mean over sources of ROC AUC, first less second, on the same scans: difference, low, high (95 %), p_value,
-    detectable (as of `comparison.compare`).
-
-    Both replicates and patients are drawn again: replicates whole and R - 1 of R, which makes their part of the
-    variance unbiased; patients within class and source. One replicate: the interval is over patients alone. Sources of
-    one class have no part. Raises ValueError where no source has both classes.
-    """
-    wins = [_wins(table) for table in (first, second)]
-    contrasts = {source: wins[0][source] - wins[1][source] for source in wins[0] if source in wins[1]}
-    if not contrasts:
-        raise ValueError("no source has both classes")
-    replicates = first["replicate"].nunique()
-    taken = max(1, replicates - 1)
-    weights = rng.multinomial(taken, np.full(replicates, 1 / replicates), n_boot) / taken
-    drawn = np.zeros(n_boot)
-    scans = first.drop_duplicates("scan_id").sort_values("scan_id")
-    for source, contrast in contrasts.items():
-        counts = []
-        for label in (1, 0):
-            patients = patient_of(scans[(scans["source"] == source) & (scans["label"] == label)])
-            blocks = bootstrap.counts(rng, n_boot, len(patients), groups=patients)
-            counts.append(np.concatenate([block / block.sum(axis=1, keepdims=True) for block in blocks]))
-        positive, negative = counts
-        drawn += np.einsum("br,bp,rpn,bn->b", weights, positive, contrast, negative, optimize=True) / len(contrasts)
-    low, high = bootstrap.percentiles(drawn)
-    tail = max(min((drawn <= 0).mean(), (drawn >= 0).mean()), 1 / n_boot)
-    value = float(np.mean([contrast.mean() for contrast in contrasts.values()]))
-    found = {"difference": value, "low": low, "high": high, "p_value": min(1.0, 2 * float(tail))}
-    return found | {"detectable": metrics.detectable(drawn.std())}
-
-
-def _wins(scored: pd.DataFrame) -> dict[str, np.ndarray]:
-    """source -> (replicates, positive, negative): 1 where the positive scan's probability is larger, 1/2 at a tie."""
-    found = {}
-    for source, own in scored.groupby("source"):
-        p = own.pivot(index="replicate", columns="scan_id", values="probability")
-        positive = own.drop_duplicates("scan_id").set_index("scan_id")["label"].loc[p.columns].eq(1).to_numpy()
-        if positive.any() and not positive.all():
-            a, b = p.to_numpy()[:, positive, None], p.to_numpy()[:, None, ~positive]
-            found[source] = (a > b) + 0.5 * (a == b)
-    return found

@@ -19,6 +19,7 @@ from e2d_lib.network import experiments, training
 from e2d_lib.network.features import Features
 from e2d_lib.network.recipe import Recipe
 from e2d_lib.network.slices import ScanSlices, few_shot
+from tests.evaluation.test_sources import auc_difference
 
 
 @pytest.fixture
@@ -277,7 +278,7 @@ class TestSources:
             known = pd.DataFrame({"scan_id": [f"s{i:04}" for i in range(len(k))], "patient": k, "source": "a"})
             known = known.assign(label=labels[k], replicate=0)
             tables = known.assign(probability=p[k]), known.assign(probability=q[k])
-            found.append(sources.auc_difference(*tables, n_boot=4000, rng=np.random.default_rng(1)))
+            found.append(auc_difference(*tables, 4000, seed=1))
         once, many = found
         assert many["difference"] == pytest.approx(once["difference"])
         assert many["high"] - many["low"] == pytest.approx(once["high"] - once["low"], rel=0.02)

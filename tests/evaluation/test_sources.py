@@ -1,4 +1,6 @@
-"""Sources left out: who is trained on whom, and scores, against scikit-learn and by hand."""
+"""Sources left out: who is trained on whom, and chapter 8's cells, against scikit-learn and by hand."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,10 @@ from sklearn.metrics import brier_score_loss, f1_score, recall_score, roc_auc_sc
 from e2d_lib.evaluation import sources
 from e2d_lib.network.model import ModelConfig, build
 from e2d_lib.network.slices import ScanSlices
+from tests import cells
+
+CHAPTER = "08_across_sources"
+THRESHOLDS = ("0.5", "carried", "anew")
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +34,37 @@ def features(scans) -> np.ndarray:
 
 
 class TestDesign:
+    def design(self, cohort, excluded=(), empty=()):
+        """The chapter's scans and its table of sources."""
+        done = cohort[["scan_id"]].assign(status="kept", start=0, stop=1)
+        done.loc[done["scan_id"].isin(excluded), "status"] = "excluded"
+        done.loc[done["scan_id"].isin(empty), "stop"] = 0
+        chapter = cells.Chapter()
+        chapter.cohort, chapter.preprocessed = cohort, lambda: SimpleNamespace(scans=done)
+
+        def require(condition, reason):
+            if not condition:
+                raise ValueError(reason)
+
+        chapter.require = require
+        opened = SimpleNamespace(open=lambda name, parameters: chapter)
+        found = cells.run(CHAPTER, 'save_table("sources"', Chapter=opened)
+        return found.scans, found.table
+
     def test_counts(self, scans):
         unknown = pd.DataFrame({"source": ["", None, "a"], "label": [1, 0, pd.NA], "scan_id": ["x", "y", "z"]})
-        got = sources.design(pd.concat([scans, unknown]))
-        assert got.to_numpy().tolist() == [["a", 10, 5, 5, 2], ["b", 12, 5, 7, 2], ["c", 9, 0, 9, 1]]
+        used, got = self.design(pd.concat([scans, unknown]), excluded=["s1", "s2"], empty=["s30"])
+        assert got.to_numpy().tolist() == [["a", 8, 4, 4, 2], ["b", 12, 5, 7, 2], ["c", 8, 0, 8, 1]]
+        assert set(used["scan_id"]) == set(scans["scan_id"]) - {"s1", "s2", "s30"}
 
     def test_source_that_is_the_label(self, scans):
         each = scans[scans["source"].ne("b")].query("source == 'c' or label == 1")
         with pytest.raises(ValueError, match="one class only: the source is the label"):
-            sources.design(each)
+            self.design(each)
 
     def test_one_source(self, scans):
         with pytest.raises(ValueError, match="1 sources with labelled scans: two are needed"):
-            sources.design(scans[scans["source"] == "a"])
+            self.design(scans[scans["source"] == "a"])
 
 
 class TestScores:
@@ -129,7 +153,11 @@ def scored(scans, features) -> pd.DataFrame:
 
 
 def test_by_source_against_scikit_learn(scored):
-    got = sources.by_source(scored).set_index(["design", "source"])
+    chapter = cells.Chapter()
+    given = {"sources": SimpleNamespace(scores=lambda *_, **__: scored), "features": None, "scans": None, "head": None}
+    got = cells.run(CHAPTER, 'save_table("by_source"', chapter=chapter, **given).by_source
+    assert chapter.tables["scores.parquet"] is scored
+    got = got.set_index(["design", "source"])
     for (name, source), own in scored.groupby(["design", "source"]):
         parts = [part for _, part in own.groupby("replicate")]
         y = parts[0]["label"].to_numpy(int)
@@ -155,7 +183,8 @@ def test_challenge_score_with_and_without_the_absent_class():
             "carried": 0.15, "anew": 0.65,
         }
     )  # fmt: skip
-    got = sources.challenge(table).set_index(["threshold", "absent_class"])["value"]
+    got = cells.run(CHAPTER, "def challenge_score", scored=table, thresholds=THRESHOLDS).challenge
+    got = got.set_index(["threshold", "absent_class"])["value"]
     # at 0.5 source a has one right and one wrong of each class: F1 1/2 and 1/2; b calls one of two wrongly: 2/3, and 0
     assert got["0.5", "counted as 0"] == pytest.approx((1 / 2 + (2 / 3 + 0) / 2) / 2)
     assert got["0.5", "left out"] == pytest.approx((1 / 2 + 2 / 3) / 2)
@@ -163,6 +192,11 @@ def test_challenge_score_with_and_without_the_absent_class():
     assert got["carried", "left out"] == pytest.approx(((4 / 5 + 2 / 3) / 2 + 2 / 3) / 2)
     # at 0.65: one positive found, none false: 2/3; negatives 2 found and one missed: 4/5; b: one called positive
     assert got["anew", "left out"] == pytest.approx(((2 / 3 + 4 / 5) / 2 + 2 / 3) / 2)
+
+
+def auc_difference(first, second, n_boot, seed=0):
+    found = cells.run(CHAPTER, "def wins", "def auc_difference", n_boot=n_boot)
+    return found.auc_difference(first, second, np.random.default_rng(seed))
 
 
 class TestDifference:
@@ -184,14 +218,14 @@ class TestDifference:
 
     def test_value_interval_and_sign(self):
         first, second = self.of(0, 2.0), self.of(1, 0.5)
-        got = sources.auc_difference(first, second, n_boot=4000, rng=np.random.default_rng(0))
+        got = auc_difference(first, second, 4000)
 
         def mean(table: pd.DataFrame) -> float:
             keys = table.groupby(["source", "replicate"])
             return float(np.mean([roc_auc_score(part["label"], part["probability"]) for _, part in keys]))
 
         assert got["difference"] == pytest.approx(mean(first) - mean(second), abs=1e-12)
-        back = sources.auc_difference(second, first, n_boot=4000, rng=np.random.default_rng(0))
+        back = auc_difference(second, first, 4000)
         assert (back["difference"], back["low"], back["high"]) == pytest.approx(
             (-got["difference"], -got["high"], -got["low"]), abs=1e-9
         )
@@ -213,13 +247,13 @@ class TestDifference:
         assert got["high"] - got["low"] == pytest.approx(np.ptp(np.quantile(drawn, [0.025, 0.975])), rel=0.2)
 
     def test_nothing_between_equals(self):
-        got = sources.auc_difference(self.of(0, 1), self.of(0, 1), n_boot=50, rng=np.random.default_rng(0))
+        got = auc_difference(self.of(0, 1), self.of(0, 1), 50)
         assert got == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "detectable": 0.0}
 
     def test_sources_of_one_class(self):
         one = self.of(0, 1).assign(label=0)
         with pytest.raises(ValueError, match="no source has both classes"):
-            sources.auc_difference(one, one, n_boot=5, rng=np.random.default_rng(0))
+            auc_difference(one, one, 5)
 
 
 @pytest.mark.parametrize("change", [None, lambda images: 255 - images], ids=["plain", "changed"])
@@ -230,7 +264,7 @@ def test_features_are_means_over_the_drawn_slices(change, monkeypatch):
     scans = ScanSlices.from_arrays(arrays, [np.ones(len(a), int) for a in arrays], [0, 1], ["p", "q"])
     net = build(ModelConfig(backbone="test_efficientnet", pretrained=False, drop_path=0.0, size=32)).eval()
     drawn = np.array([[[0, 1, 3], [0, 2, 6]], [[1, 1, 2], [3, 4, 5]]])
-    got = sources.scan_features(net, scans, drawn, change=change)
+    got = cells.run(CHAPTER, "def scan_features", net=net).scan_features(scans, drawn, change)
     assert got.shape[:2] == (2, 2)
     for replicate, scan in np.ndindex(2, 2):
         images = torch.from_numpy(arrays[scan][drawn[replicate, scan]]).unsqueeze(1)
