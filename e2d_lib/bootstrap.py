@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+LEVEL = 0.95
+"""Of every interval of the study."""
+
 BLOCK = 4_000_000
 """Resamples are drawn in blocks of at most this many counts, so that memory stays flat for any cohort."""
 
@@ -51,41 +54,30 @@ def counts(
         yield drawn
 
 
-def percentiles(replicates: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The two-sided percentile interval of ``level`` in (0, 1); raises ValueError for another level."""
-    require_level(level)
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+def percentiles(replicates: ArrayLike) -> tuple[float, float]:
+    """The two-sided 95 % percentile interval."""
+    low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def require_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}, expected a share between 0 and 1, such as 0.95")
-
-
 def mean_interval(
-    values: ArrayLike,
-    rng: np.random.Generator,
-    *,
-    n_boot: int = 2000,
-    level: float = 0.95,
-    groups: ArrayLike | None = None,
+    values: ArrayLike, rng: np.random.Generator, *, n_boot: int = 2000, groups: ArrayLike | None = None
 ) -> tuple[float, float]:
     """`percentiles` of the mean of values, (n,); NaN of fewer than two, or of one of ``groups`` (as of `counts`)."""
     values = np.asarray(values, dtype=float)
     if len(values if groups is None else np.unique(groups)) < 2:
         return np.nan, np.nan
     blocks = counts(rng, n_boot, len(values), groups=groups)
-    return percentiles(np.concatenate([block @ values / block.sum(axis=1) for block in blocks]), level)
+    return percentiles(np.concatenate([block @ values / block.sum(axis=1) for block in blocks]))
 
 
-def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share (Clopper & Pearson, Biometrika 26 (1934) 404-413).
+def clopper_pearson(successes: int, n: int) -> tuple[float, float]:
+    """The exact 95 % interval of a share (Clopper & Pearson, Biometrika 26 (1934) 404-413).
 
     >>> [round(edge, 3) for edge in clopper_pearson(3, 5)]
     [0.147, 0.947]
     """
     from statsmodels.stats.proportion import proportion_confint
 
-    low, high = proportion_confint(successes, n, alpha=1 - level, method="beta")
+    low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="beta")
     return float(low), float(high)

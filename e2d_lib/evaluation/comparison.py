@@ -21,7 +21,6 @@ def compare(
     rng: np.random.Generator,
     thresholds: tuple[float, float] = (0.5, 0.5),
     n_boot: int = 2000,
-    level: float = 0.95,
     groups: Any = None,
 ) -> pd.DataFrame:
     """Two settings on the same scans: columns metric, a, b, difference (b - a), low, high, p_value, detectable, n,
@@ -43,17 +42,16 @@ def compare(
     indices = [x.index for x in (labels, a, b) if isinstance(x, pd.Series | pd.DataFrame)]
     if any(not index.equals(indices[0]) for index in indices[1:]):
         raise ValueError("labels, a and b have different indices; align them by scan first")
-    bootstrap.require_level(level)
     pair = [_each_run(labels, scores, cut, groups) for scores, cut in zip((a, b), thresholds, strict=True)]
     runs = pair[0] + pair[1]
     groups = runs[0].groups
     contrast = np.repeat([-1 / len(pair[0]), 1 / len(pair[1])], [len(part) for part in pair])
-    points = [pd.DataFrame([metrics.points(run, 10) for run in part]).mean() for part in pair]
+    points = [pd.DataFrame([metrics.points(run) for run in part]).mean() for part in pair]
     equal = {"roc_auc": "scores"} if _equal(pair, "probabilities") else {}
     equal |= {"accuracy": "decisions", "macro_f1": "decisions"} if _equal(pair, "decisions") else {}
     lone = metrics.lone_class(runs[0])
     resampled = [metric for metric in COMPARED if metric not in equal and not (metric == "roc_auc" and groups is None)]
-    replicates = metrics.replicates(runs, rng, n_boot, 10, only=[] if lone else resampled, shares=contrast)
+    replicates = metrics.replicates(runs, rng, n_boot, only=[] if lone else resampled, shares=contrast)
 
     rows = []
     for metric in COMPARED:
@@ -64,7 +62,7 @@ def compare(
         elif metric in equal:
             p, reason = 1.0, f"equal {equal[metric]}"
         elif metric not in resampled:
-            low, high, p, error, method, reason = _delong_test(runs, contrast, level)
+            low, high, p, error, method, reason = _delong_test(runs, contrast)
         else:
             reason = lone
             if metric == "accuracy" and len(runs) == 2 and groups is None:
@@ -72,7 +70,7 @@ def compare(
             if not lone and np.ptp(replicates[metric]) < 1e-12:
                 reason = "every replicate gives the same difference"
             elif not lone:
-                low, high = bootstrap.percentiles(replicates[metric], level)
+                low, high = bootstrap.percentiles(replicates[metric])
                 error = replicates[metric].std()
                 if not method:
                     beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
@@ -100,9 +98,7 @@ def _equal(pair: Sequence[Sequence[metrics.Scored]], name: str) -> bool:
     return len(a) == len(b) and all(map(np.array_equal, a, b))
 
 
-def _delong_test(
-    runs: Sequence[metrics.Scored], contrast: np.ndarray, level: float
-) -> tuple[float, float, float, float, str, str]:
+def _delong_test(runs: Sequence[metrics.Scored], contrast: np.ndarray) -> tuple[float, float, float, float, str, str]:
     """low, high, p, standard error, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
     if lone := metrics.lone_class(runs[0]):
         return *[np.nan] * 4, "", lone
@@ -113,7 +109,7 @@ def _delong_test(
             return np.nan, np.nan, 1.0, np.nan, "", "equal order of positive and negative scans"
         return *[np.nan] * 4, "", "DeLong's variance is 0"
     error = np.sqrt(variance)
-    reach = norm.isf((1 - level) / 2) * error
+    reach = norm.isf((1 - bootstrap.LEVEL) / 2) * error
     p = 2 * norm.sf(abs(difference) / error)
     return float(difference - reach), float(difference + reach), float(p), float(error), "DeLong, paired", ""
 

@@ -6,7 +6,7 @@ Released scores count a scan once for each of its slices (method/README.md §5);
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from e2d_lib.network.scores import require_probabilities
 
 METRICS = ("macro_f1", "roc_auc", "pr_auc", "sensitivity", "specificity", "accuracy", "brier", "ece")
 """macro_f1 is the challenge's; pr_auc is average precision; ece, the expected calibration error, is the mean over scans
-of |share of positives - mean probability| of their bin, for equal-width bins [0, 1/bins), …, [1 - 1/bins, 1]."""
+of |share of positives - mean probability| of their bin, for `BINS` bins of equal width, the last one closed."""
+BINS = 10
 
 SKEWED, EDGE = ("pr_auc", "brier"), 1e-4
 """Metrics whose percentiles fail in small cohorts, and how near to 0 and 1 the logit scale serves them."""
@@ -29,9 +30,7 @@ NEED_NEGATIVES = {"macro_f1", "roc_auc", "pr_auc", "specificity"}
 # Point values ------------------------------------------------------------------------------------------------------
 
 
-def point_metrics(
-    labels: Any, probabilities: Any, *, threshold: Any = 0.5, weights: Any = None, bins: int = 10
-) -> dict[str, float]:
+def point_metrics(labels: Any, probabilities: Any, *, threshold: Any = 0.5, weights: Any = None) -> dict[str, float]:
     """Every metric of ``METRICS`` as a number; NaN where it has no meaning (a class is absent).
 
     ``labels``: (n,) 0 or 1. ``probabilities``: (n,) in [0, 1]. A scan is called positive when probability ≥
@@ -41,17 +40,11 @@ def point_metrics(
     >>> m["macro_f1"], m["roc_auc"], m["sensitivity"]
     (0.5, 0.75, 0.5)
     """
-    return points(checked(labels, probabilities, threshold, weights), bins)
+    return points(checked(labels, probabilities, threshold, weights))
 
 
-def best_threshold(
-    labels: Any,
-    probabilities: Any,
-    *,
-    metric: Literal["macro_f1", "youden", "accuracy"] = "macro_f1",
-    weights: Any = None,
-) -> float:
-    """The cut that maximises ``metric``; for scores of training scans only, never of the scans then reported.
+def best_threshold(labels: Any, probabilities: Any) -> float:
+    """The cut that maximises macro F1; for scores of training scans only, never of the scans then reported.
 
     Candidates are the midpoints between neighbouring distinct scores, of equals the one nearest 0.5. Constant scores
     give 0.5. Raises ValueError when a class is absent.
@@ -59,9 +52,7 @@ def best_threshold(
     >>> best_threshold([0, 0, 1, 1], [0.125, 0.25, 0.75, 0.875])
     0.5
     """
-    if metric not in ("macro_f1", "youden", "accuracy"):
-        raise ValueError(f"metric={metric!r}, expected macro_f1, youden or accuracy")
-    data = checked(labels, probabilities, 0.5, weights)
+    data = checked(labels, probabilities, 0.5, None)
     if not data.n_positive or not data.n_negative:
         raise ValueError(
             f"a threshold needs both classes; got {data.n_positive} positive and {data.n_negative} negative scans"
@@ -71,15 +62,9 @@ def best_threshold(
     cuts = np.flatnonzero(np.diff(scores) > 0) + 1  # the first scan called positive
     if not cuts.size:
         return 0.5
-    positive = np.concatenate([[0.0], np.cumsum((data.weights * data.labels)[order])])
-    negative = np.concatenate([[0.0], np.cumsum((data.weights * (1 - data.labels))[order])])
-    fn, tn = positive[cuts], negative[cuts]
-    tp, fp = positive[-1] - fn, negative[-1] - tn
-    value = {
-        "macro_f1": macro_f1(tp, fp, tn, fn),
-        "youden": tp / positive[-1] + tn / negative[-1],
-        "accuracy": tp + tn,
-    }[metric]
+    fn = np.cumsum(data.labels[order])[cuts - 1]
+    tn = cuts - fn
+    value = macro_f1(data.n_positive - fn, data.n_negative - tn, tn, fn)
     middles = (scores[cuts - 1] + scores[cuts]) / 2
     # Adjacent floats may have no float between them: the cut is then the upper score itself.
     middles = np.where(middles > scores[cuts - 1], middles, scores[cuts])
@@ -90,23 +75,6 @@ def best_threshold(
 # Intervals ---------------------------------------------------------------------------------------------------------
 
 
-def by_run(runs: pd.DataFrame, *, threshold: float = 0.5, weights: str | None = None, bins: int = 10) -> pd.DataFrame:
-    """Point metrics of each run, tidy: columns seed, fold (those in ``runs``), metric, value, n.
-
-    ``runs``: one row a scan and run, with the columns scan_id, label, probability, seed and fold (either may be
-    missing), ``threshold`` (optional, in place of the argument) and the column named by ``weights``.
-    """
-    keys = _run_keys(runs)
-    parts = []
-    for key, part in runs.groupby(keys, sort=True, dropna=False):
-        values = points(_run_data(part, threshold, weights), bins)
-        rows = pd.DataFrame({"metric": list(values), "value": list(values.values()), "n": len(part)})
-        for position, (name, value) in enumerate(zip(keys, key, strict=True)):
-            rows.insert(position, name, value)
-        parts.append(rows)
-    return pd.concat(parts, ignore_index=True)
-
-
 def pooled(
     runs: pd.DataFrame,
     *,
@@ -114,15 +82,16 @@ def pooled(
     threshold: float = 0.5,
     weights: str | None = None,
     n_boot: int = 2000,
-    level: float = 0.95,
-    bins: int = 10,
-    groups: str | None = "patient",
 ) -> pd.DataFrame:
     """Out-of-fold predictions of all folds together, with intervals, beside the spread between runs.
 
-    ``runs`` as in `by_run`: within a seed each scan is predicted once (by the fold that held it out).
+    ``runs``: one row a scan and run, with the columns scan_id, label, probability, seed and fold (either may be
+    missing), ``threshold`` (optional, in place of the argument), ``patient`` (optional: whose scans are resampled
+    together) and the column named by ``weights``. Within a seed each scan is predicted once, by the fold that held it
+    out.
+
     Columns metric, value (over all scans, averaged over seeds), low, high, n (scans the metric speaks of, for
-    sensitivity the positive ones), method, reason. The interval, at ``level`` and two-sided, covers the choice of scans
+    sensitivity the positive ones), method, reason. The interval, of 95 % and two-sided, covers the choice of scans
     (the same ones for every seed), not that of seeds:
 
     - ROC AUC: DeLong's variance on the logit scale, so that the interval stays inside (0, 1). Where all positives score
@@ -132,9 +101,8 @@ def pooled(
     - Average precision and Brier score: the bootstrap's standard error on the logit scale, with Student's quantile. In
       cohorts of 44 scans they hold the truth in 92 to 94 % and 91 to 94 %; percentiles in 82 to 90 % and 87 to 94 %, as
       both are skewed, and resampling, which repeats scans, raises average precision.
-    - Others, and all of them under ``weights``, or where a patient has several scans (``groups`` is the column of what
-      is resampled whole; a table need not have the patient's): percentiles of ``n_boot`` resamples, drawn within each
-      class.
+    - Others, and all of them under ``weights``, or where a patient has several scans: percentiles of ``n_boot``
+      resamples, drawn within each class.
     - ECE has none: resampling adds to it the bias that it already has.
 
     Where no honest value or interval exists (class absent, one scan of a class, equal replicates, constant scores), it
@@ -145,8 +113,8 @@ def pooled(
     """
     if runs.empty:
         raise ValueError("no runs: the table of predictions is empty")
-    _run_keys(runs)
-    groups = None if groups == "patient" and groups not in runs else groups
+    keys = _run_keys(runs)
+    groups = "patient" if "patient" in runs else None
     seeds = [("", runs)] if "seed" not in runs else list(runs.groupby("seed", sort=True))
     parts = []
     for seed, part in seeds:
@@ -159,13 +127,15 @@ def pooled(
             raise ValueError(f"seed {seed} has other scans or labels than seed {seeds[0][0]}")
         parts.append(part)
     data = [_run_data(part, threshold, weights, groups) for part in parts]
-    result = _evaluated(data, weights is not None, rng, n_boot, level, bins)
+    result = _evaluated(data, weights is not None, rng, n_boot)
 
-    single = by_run(runs, threshold=threshold, weights=weights, bins=bins).groupby("metric")["value"]
+    every = runs.groupby(keys, sort=True, dropna=False)
+    single = pd.DataFrame([points(_run_data(part, threshold, weights)) for _, part in every])
+    single = single.melt(var_name="metric").groupby("metric")["value"]
     result["run_mean"] = result.metric.map(single.mean())
     result["run_sd"] = result.metric.map(single.std(ddof=1))
     result["n_runs"] = result.metric.map(single.count())
-    by_seed = pd.DataFrame([points(one, bins) for one in data])
+    by_seed = pd.DataFrame([points(one) for one in data])
     result["seed_sd"] = result.metric.map(by_seed.std(ddof=1))
     return result
 
@@ -216,7 +186,7 @@ def placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, 
 # Calibration and use -----------------------------------------------------------------------------------------------
 
 
-def calibration(labels: Any, probabilities: Any, *, groups: Any = None, level: float = 0.95) -> pd.DataFrame:
+def calibration(labels: Any, probabilities: Any, *, groups: Any = None) -> pd.DataFrame:
     """Intercept and slope of the labels' log-odds on the predicted ones; columns metric, value, low, high, n, reason.
 
     slope: 1 is calibrated, less is overconfident. intercept: with the slope held at 1; 0 where as many scans are
@@ -239,7 +209,7 @@ def calibration(labels: Any, probabilities: Any, *, groups: Any = None, level: f
         value, low, high = np.nan, np.nan, np.nan
         if not reasons[name]:
             fit = GLM(y, design, families.Binomial(), offset=offset).fit(**kind)
-            value, (low, high) = fit.params[-1], fit.conf_int(1 - level)[-1]
+            value, (low, high) = fit.params[-1], fit.conf_int(1 - bootstrap.LEVEL)[-1]
         rows.append((name, value, low, high, len(y), reasons[name]))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "reason"])
 
@@ -258,10 +228,8 @@ def detectable(error: float, freedom: float = np.inf) -> float:
     return float((t.isf(0.025, freedom) + t.ppf(0.8, freedom)) * error)
 
 
-def adjust(pvalues: Any, *, method: str = "holm") -> np.ndarray:
-    """P-values corrected for multiple comparisons; NaN stays NaN and does not count as a comparison.
-
-    ``method``: any of statsmodels' ``multipletests`` ("holm", "bonferroni", "fdr_bh", …).
+def adjust(pvalues: Any) -> np.ndarray:
+    """P-values corrected for multiple comparisons by Holm; NaN stays NaN and does not count as a comparison.
 
     >>> adjust([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
@@ -272,7 +240,7 @@ def adjust(pvalues: Any, *, method: str = "holm") -> np.ndarray:
     result = np.full(values.shape, np.nan)
     present = ~np.isnan(values)
     if present.any():
-        result[present] = multipletests(values[present], method=method)[1]
+        result[present] = multipletests(values[present], method="holm")[1]
     return result
 
 
@@ -364,7 +332,7 @@ def lone_class(data: Scored) -> str:
     return ""
 
 
-def points(data: Scored, bins: int) -> dict[str, float]:
+def points(data: Scored) -> dict[str, float]:
     from sklearn import metrics as sk
 
     labels, probabilities, decisions, weights, _ = data
@@ -377,17 +345,15 @@ def points(data: Scored, bins: int) -> dict[str, float]:
         "specificity": lambda: sk.recall_score(labels, decisions, pos_label=0, **weighted),
         "accuracy": lambda: sk.accuracy_score(labels, decisions, **weighted),
         "brier": lambda: np.average((probabilities - labels) ** 2, weights=weights),
-        "ece": lambda: _ece(data, weights[None], bins)[0],
+        "ece": lambda: _ece(data, weights[None])[0],
     }
     return {m: np.nan if undefined(m, data) else float(compute[m]()) for m in METRICS}
 
 
-def _ece(data: Scored, weights: np.ndarray, bins: int) -> np.ndarray:
+def _ece(data: Scored, weights: np.ndarray) -> np.ndarray:
     """(R, n) weights -> (R,). In a bin, weight · |mean label - mean probability| = |Σ w (label - probability)|."""
-    if bins < 1:
-        raise ValueError(f"bins={bins}, expected 1 or more")
-    place = np.minimum((data.probabilities * bins).astype(int), bins - 1)
-    member = np.eye(bins)[place]  # (n, bins)
+    place = np.minimum((data.probabilities * BINS).astype(int), BINS - 1)
+    member = np.eye(BINS)[place]  # (n, bins)
     gaps = weights @ (member * (data.labels - data.probabilities)[:, None])
     return np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
 
@@ -397,7 +363,7 @@ def macro_f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
     return tp / (2 * tp + fp + fn) + tn / (2 * tn + fp + fn)
 
 
-def _weighted_metrics(data: Scored, weights: np.ndarray, bins: int, only: Sequence[str]) -> dict[str, np.ndarray]:
+def _weighted_metrics(data: Scored, weights: np.ndarray, only: Sequence[str]) -> dict[str, np.ndarray]:
     """The metrics for many weightings at once: (R, n) weights -> (R,) each. What scikit-learn does one at a time."""
     positive, called = data.labels == 1, data.decisions == 1
     total = weights.sum(axis=1)
@@ -431,7 +397,7 @@ def _weighted_metrics(data: Scored, weights: np.ndarray, bins: int, only: Sequen
     if "brier" in only:
         result["brier"] = weights @ (data.probabilities - data.labels) ** 2 / total
     if "ece" in only:
-        result["ece"] = _ece(data, weights, bins)
+        result["ece"] = _ece(data, weights)
     return result
 
 
@@ -439,7 +405,6 @@ def replicates(
     runs: Sequence[Scored],
     rng: np.random.Generator,
     n_boot: int,
-    bins: int,
     *,
     only: Sequence[str],
     shares: np.ndarray | None = None,
@@ -450,41 +415,38 @@ def replicates(
     only = [m for m in only if not undefined(m, runs[0])]
     blocks: dict[str, list[np.ndarray]] = {m: [] for m in only}
     for counts in bootstrap.counts(rng, n_boot, len(labels), strata=labels, groups=runs[0].groups):
-        values = [_weighted_metrics(run, counts * run.weights, bins, only) for run in runs]
+        values = [_weighted_metrics(run, counts * run.weights, only) for run in runs]
         for m in only:
             blocks[m].append(sum(share * v[m] for share, v in zip(shares, values, strict=True)))
     return {m: np.concatenate(parts) for m, parts in blocks.items()}
 
 
-def _auc_interval(runs: Sequence[Scored], level: float) -> tuple[float, float, str, str]:
+def _auc_interval(runs: Sequence[Scored]) -> tuple[float, float, str, str]:
     """low, high, method, reason for the mean AUC of ``runs`` on the same scans."""
     if lone := lone_class(runs[0]):
         return np.nan, np.nan, "", lone
     aucs, covariance = delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
     auc, variance = aucs.mean(), covariance.mean()  # Var(mean) = Σ covariances / runs²
     if variance > 1e-15 and 0 < auc < 1:
-        reach = norm.isf((1 - level) / 2) * np.sqrt(variance) / (auc * (1 - auc))
+        reach = norm.isf((1 - bootstrap.LEVEL) / 2) * np.sqrt(variance) / (auc * (1 - auc))
         return float(expit(logit(auc) - reach)), float(expit(logit(auc) + reach)), "DeLong, logit scale", ""
     if auc in (0, 1):
         pairs = min(runs[0].n_positive, runs[0].n_negative)
-        low, high = bootstrap.clopper_pearson(pairs if auc else 0, pairs, level)
+        low, high = bootstrap.clopper_pearson(pairs if auc else 0, pairs)
         return low, high, "exact, disjoint pairs", ""
     constant = all(np.ptp(run.probabilities) == 0 for run in runs)
     return np.nan, np.nan, "", "constant scores" if constant else "DeLong's variance is 0"
 
 
-def _evaluated(
-    runs: Sequence[Scored], weighted: bool, rng: np.random.Generator, n_boot: int, level: float, bins: int
-) -> pd.DataFrame:
+def _evaluated(runs: Sequence[Scored], weighted: bool, rng: np.random.Generator, n_boot: int) -> pd.DataFrame:
     """The first columns of `pooled` for the mean of ``runs`` (seeds), which share scans, labels, weights and groups."""
-    bootstrap.require_level(level)
     data = runs[0]
-    values = pd.DataFrame([points(run, bins) for run in runs]).mean()
+    values = pd.DataFrame([points(run) for run in runs]).mean()
     sizes = {"sensitivity": data.n_positive, "specificity": data.n_negative}
     independent = not weighted and data.groups is None
     closed = ("roc_auc",) * independent + ("sensitivity", "specificity", "accuracy") * (independent and len(runs) == 1)
     drawn = [metric for metric in METRICS if metric not in (*closed, "ece")]
-    resampled = replicates(runs, rng, n_boot, bins, only=drawn)
+    resampled = replicates(runs, rng, n_boot, only=drawn)
     rows = []
     for metric in METRICS:
         n = sizes.get(metric, len(data.labels))
@@ -494,20 +456,20 @@ def _evaluated(
         elif metric == "ece":
             reason = "resampling adds to its bias"
         elif metric == "roc_auc" and metric in closed:
-            low, high, method, reason = _auc_interval(runs, level)
+            low, high, method, reason = _auc_interval(runs)
         elif metric in closed:
-            low, high = bootstrap.clopper_pearson(round(values[metric] * n), n, level)
+            low, high = bootstrap.clopper_pearson(round(values[metric] * n), n)
             method = "Clopper-Pearson"
         elif reason := lone_class(data):
             pass
         elif np.ptp(resampled[metric]) > 1e-12:
-            low, high = bootstrap.percentiles(resampled[metric], level)
+            low, high = bootstrap.percentiles(resampled[metric])
             method = "stratified bootstrap" if data.groups is None else "stratified bootstrap of groups"
             if metric in SKEWED and EDGE < values[metric] < 1 - EDGE:
                 freedom = (n if data.groups is None else len(set(data.groups))) - 2
                 value = values[metric]
                 error = resampled[metric].std(ddof=1) / (value * (1 - value))  # the delta method
-                reach = t.isf((1 - level) / 2, freedom) * error
+                reach = t.isf((1 - bootstrap.LEVEL) / 2, freedom) * error
                 low, high = (float(expit(logit(value) + side * reach)) for side in (-1, 1))
                 method += ", logit scale"
         else:

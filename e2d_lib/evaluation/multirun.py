@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
 
 METRICS = ("roc_auc", "macro_f1")
@@ -87,7 +88,7 @@ def mean(several: list[Runs], *, same_scans: bool = True) -> Runs:
     return Runs(values, np.concatenate([one.parts for one in several], axis=1) / len(several))
 
 
-def test(runs: Runs, other: Runs | None = None, *, level: float = 0.95) -> dict[str, float]:
+def test(runs: Runs, other: Runs | None = None) -> dict[str, float]:
     """Whether the runs' mean differs from 0, or from that of others whose replicates are not the same ones.
 
     runs: replicate by replicate the difference of two settings, most often. Gives difference, low, high, p_value,
@@ -108,7 +109,7 @@ def test(runs: Runs, other: Runs | None = None, *, level: float = 0.95) -> dict[
     variance = moving + max(total, 0.0)
     freedom = variance**2 / squares if squares > 0 else np.inf
     error = np.sqrt(variance)
-    reach = t.isf((1 - level) / 2, freedom) * error
+    reach = t.isf((1 - bootstrap.LEVEL) / 2, freedom) * error
     p = 2 * t.sf(abs(difference) / error, freedom) if error > 1e-12 else float(abs(difference) < 1e-12)
     return {
         "difference": float(difference),

@@ -344,14 +344,13 @@ def summary(
     rng: np.random.Generator,
     measures: Sequence[str] = tuple(MEASURES),
     n_boot: int = 2000,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Each measure's mean over scans: method, n_samples, n_intervals, measure, value, low, high, n.
 
     quality: of `quality`. low, high: percentile interval of n_boot bootstrap samples of the patients, NaN of fewer than
     two. n: scans that have the measure; a measure that no scan has is left out.
     """
-    boot = _intervals(rng, n_boot, level)
+    boot = _intervals(rng, n_boot)
     rows = []
     for key, part in quality.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
@@ -370,7 +369,6 @@ def paired(
     baseline: str = "random",
     measures: Sequence[str] = tuple(MEASURES),
     n_boot: int = 2000,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """Each sampler against the baseline method on the same scans, at equal n_samples.
 
@@ -394,7 +392,7 @@ def paired(
     own, theirs = both["n_intervals"], both["n_intervals_base"]
     both = both[own.isna() | theirs.isna() | own.eq(theirs).fillna(False)]
     both = both.assign(n_intervals=both["n_intervals"].fillna(both["n_intervals_base"]))
-    boot = _intervals(rng, n_boot, level)
+    boot = _intervals(rng, n_boot)
     rows = []
     for key, part in both.groupby(SETTING, sort=False, dropna=False):
         for measure in measures:
@@ -428,10 +426,9 @@ def _error(values: NDArray[np.float64], of: NDArray[np.int64]) -> float:
 
 
 def _intervals(
-    rng: np.random.Generator, n_boot: int, level: float
+    rng: np.random.Generator, n_boot: int
 ) -> Callable[[NDArray[np.float64], NDArray[np.int64]], tuple[float, float]]:
     """values (n,), patients (n,) -> percentile interval of their mean; the same resamples for the same patients."""
-    bootstrap.require_level(level)
     drawn: dict[bytes, NDArray[np.float64]] = {}
 
     def interval(values: NDArray[np.float64], of: NDArray[np.int64]) -> tuple[float, float]:
@@ -440,7 +437,7 @@ def _intervals(
         if (key := of.tobytes()) not in drawn:
             counts = np.concatenate(list(bootstrap.counts(rng, n_boot, len(of), groups=of)))
             drawn[key] = np.divide(counts, counts.sum(axis=1, keepdims=True), order="C")  # (n_boot, n)
-        return bootstrap.percentiles(drawn[key] @ values, level)
+        return bootstrap.percentiles(drawn[key] @ values)
 
     return interval
 

@@ -96,7 +96,6 @@ def reduction_table(
     ci: bool = True,
     rng: np.random.Generator | None = None,
     n_boot: int = 2000,
-    level: float = 0.95,
 ) -> pd.DataFrame:
     """The published reduction table for this cohort: column ``row``, then those of ``DECIMALS``.
 
@@ -145,7 +144,7 @@ def reduction_table(
             enough = sum(len(members[key]) for key in keys) > 1
             for column in DELTAS:
                 values = replicates[column][~np.isnan(replicates[column])]
-                low, high = bootstrap.percentiles(values, level) if enough and values.size else (np.nan, np.nan)
+                low, high = bootstrap.percentiles(values) if enough and values.size else (np.nan, np.nan)
                 row |= {f"{column}_low": low, f"{column}_high": high}
         table.append(row)
     return pd.DataFrame(table)

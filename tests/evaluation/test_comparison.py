@@ -133,10 +133,6 @@ class TestCompare:
         row = row_of(comparison.compare(LABELS, SCORES, SCORES / 2, rng=rng, n_boot=50), "roc_auc")
         assert (row.difference, row.p_value) == (0, 1)
 
-    def test_level_is_a_share(self, rng):
-        with pytest.raises(ValueError, match="expected a share"):
-            comparison.compare(LABELS, SCORES, SCORES / 2, rng=rng, level=95)
-
     @pytest.mark.parametrize("labels", [[], [1], [1, 1, 1], [0, 1], [0, 0, 1, 1]])
     def test_degenerate(self, labels, rng):
         n = len(labels)

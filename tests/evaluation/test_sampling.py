@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from e2d_lib.evaluation import sampling
-from e2d_lib.figures import intervals
 from e2d_lib.method import kds, preprocess
 from e2d_lib.phantom import lesions, phantom
 from e2d_lib.scans import cohort
-from tests import reference
+from tests import cells, reference
 
 BELL = np.round(30_000 * np.exp(-(np.linspace(-1, 1.1, 40) ** 2))).astype(np.int64)
 TIES = np.repeat([3, 500, 520, 9_000], [5, 4, 3, 4])
@@ -275,10 +274,6 @@ class TestSummary:
         assert table["method"].tolist() == ["kds"]
         assert table[["low", "high"]].isna().all(axis=None)
 
-    def test_level(self, rng):
-        with pytest.raises(ValueError, match="level"):
-            sampling.summary(_table(kds=[0.5, 1]), rng=rng, level=95)
-
 
 class TestPaired:
     def test_difference_scan_by_scan(self, rng):
@@ -391,7 +386,8 @@ class TestCohort:
         positive = {scan_id for scan_id, bearing in bearing_of.items() if bearing.any()}
         assert positive
         assert set(table.loc[table["lesion"].notna(), "scan_id"]) == positive
-        figure = intervals.sampler_quality(sampling.summary(table, rng=rng, n_boot=50))
+        summary = sampling.summary(table, rng=rng, n_boot=50)
+        figure = cells.run("06_ablations", "def sampler_quality").sampler_quality(summary)
         assert isinstance(figure, Figure)
         drawn = [axis for axis in figure.axes if axis.has_data()]
         assert [axis.get_title() for axis in drawn] == list(sampling.MEASURES.values())
