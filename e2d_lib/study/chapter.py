@@ -122,12 +122,12 @@ def _close(figure: Any) -> None:
     plt.close(figure)
 
 
-def result_of(folder: Path) -> str | None:
-    """What the folder of a chapter, or of the sweeps, holds, in one word; None while nothing is finished there."""
+def record(folder: Path) -> dict[str, Any]:
+    """What a chapter's folder, or the sweeps', holds, its ``result`` in one word; {} while nothing is finished."""
     try:
-        return io.read_json(folder / DONE).get("result")
+        return io.read_json(folder / DONE)
     except (OSError, ValueError):
-        return None
+        return {}
 
 
 def data_fingerprint(folder: Path) -> str:
@@ -338,7 +338,7 @@ class Chapter(RunFolder):
         done: dict[str, Any] = {
             "key": self.notebook.key(self.parameters) if as_stored else "",
             "parameters": self.parameters,
-            "inputs": {name: result_of(self.run_dir / name) for name in sorted(self.inputs - {self.name})},
+            "inputs": {name: record(self.run_dir / name).get("result") for name in sorted(self.inputs - {self.name})},
             "data_state": data_fingerprint(self.data_root) if self.name == DATA_CHAPTER else "",
             "by_hand": "E2D_NOTEBOOKS" not in os.environ,
             "status": status,

@@ -35,19 +35,15 @@ class Study:
         data_root: CT folder or CSV manifest; without it the phantom.
         out: the run's folder; without it results/<profile>.
         assignments: NAME=VALUE for every chapter that takes it, CHAPTER.NAME=VALUE for one; may be repeated.
-        notebooks: the chapters' folder.
+        folder: the chapters' folder.
         dry_run: say what would run, and stop.
     """
 
     data_root: str = ""
     out: str = ""
     assignments: Assignments = ()
-    notebooks: str = "notebooks"
+    folder: Annotated[str, Parameter(name="--notebooks")] = "notebooks"
     dry_run: bool = False
-
-    def options(self) -> dict:
-        own = dataclasses.asdict(self)
-        return own | {"folder": own.pop("notebooks"), "say": say}
 
 
 DEFAULTS = Study()
@@ -73,7 +69,7 @@ def run(
     """
     chosen = [item for item in only.split(",") if item]
     bars = not quiet and sys.stderr is not None and sys.stderr.isatty()
-    runner.run(profile, only=chosen, fresh=fresh, progress=bars, junit=junit, **study.options())
+    runner.run(profile, only=chosen, fresh=fresh, progress=bars, junit=junit, say=say, **vars(study))
 
 
 @app.command
@@ -86,12 +82,8 @@ def plan(*, profile: str = "paper", rate: float = 0.0, study: Study = DEFAULTS) 
     """
     from e2d_lib.study import estimate
 
-    settings = runner.load_profile(profile, study.notebooks)
-    given = runner.given_parameters(profile, study.data_root, study.out)
-    layers = runner.layers(profile, settings, study.assignments, given)
-    parameters = runner.plan(runner.notebooks(study.notebooks), *layers)
-    runner.check_data(parameters, settings)
-    print(estimate.report(parameters, rate))
+    asked = {name: value for name, value in vars(study).items() if name != "dry_run"}
+    print(estimate.report(runner.prepare(profile, **asked).parameters, rate))
 
 
 @app.command
@@ -186,13 +178,14 @@ def sweep(
     from e2d_lib.study import sweep
 
     if tier == "frozen":
-        return sweep.frozen(profile, **study.options())
-    grids = [sweep.load_grid(name, study.notebooks) for name in grid]
+        return sweep.frozen(profile, say=say, **vars(study))
+    grids = [sweep.load_grid(name, study.folder) for name in grid]
     grids += [sweep.parse_grid(axes)] if axes else []
     if not grids:
         raise runner.StudyError("give a grid: a shipped one's name, a YAML file, or -g name=a,b,c")
     for one in grids:
-        _show(sweep.run(one, profile=profile, n_jobs=jobs, scheduler=scheduler or None, **study.options()))
+        how = {"profile": profile, "n_jobs": jobs, "scheduler": scheduler or None, "say": say}
+        _show(sweep.run(one, **how, **vars(study)))
 
 
 @app.command

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 
 from e2d_lib import io
 from e2d_lib.study import report, summary
-from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, result_of
+from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, record
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
 ABOUT = ("description", "minutes", "first")  # what a profile says besides parameters
@@ -61,7 +62,7 @@ def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[
     return content
 
 
-def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+def parse_assignments(assignments: Iterable[str], option: str = "-p") -> dict[str, dict[str, Any]]:
     """``name=value`` for every chapter that takes the name, ``chapter.name=value`` for one; values are YAML.
 
     >>> parse_assignments(["epochs=3", "04_training.device=cpu"])
@@ -71,25 +72,27 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
     for item in assignments:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise StudyError(f"-p {item!r}: expected name=value or chapter.name=value")
+            raise StudyError(f"{option} {item!r}: expected name=value or chapter.name=value")
         try:
             value = yaml.safe_load(text) if text else ""
         except yaml.YAMLError:
-            raise StudyError(f"-p {item!r}: the value is not YAML") from None
+            raise StudyError(f"{option} {item!r}: the value is not YAML") from None
         chapter, dot, short = name.rpartition(".")
         found.setdefault(chapter if dot else "all", {})[short if dot else name] = value
     return found
 
 
-def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Each chapter's values: its defaults, then each layer (where it is from, profile-like mapping) over them.
+def plan(
+    chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]], over: Mapping[str, Mapping] = {}
+) -> dict[str, dict[str, Any]]:
+    """Each chapter's values: its defaults or ``over``, then each layer (where it is from, profile-like mapping).
 
     Papermill would run on with a misspelt name; here an unknown chapter or name, or a value of another type than the
     default's, is a StudyError.
     """
     names = {notebook.name for notebook in chapters}
     takers = {name for notebook in chapters for name in notebook.parameters}
-    result = {c.name: {name: parameter.default for name, parameter in c.parameters.items()} for c in chapters}
+    result = {c.name: dict(over.get(c.name) or {k: v.default for k, v in c.parameters.items()}) for c in chapters}
     for where, layer in layers:
         for section, values in layer.items():
             if section in ABOUT:
@@ -109,51 +112,59 @@ def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str,
     return result
 
 
-def layers(
-    profile: str, settings: Mapping, assignments: Iterable[str], given: Mapping[str, str], *between: tuple[str, Mapping]
-) -> list[tuple[str, Mapping]]:
-    """The layers of `plan`, later ones over earlier: the profile's settings, ``between``, the -p's, the options."""
+def prepare(
+    profile: str,
+    *,
+    data_root: str = "",
+    out: str = "",
+    assignments: Iterable[str] = (),
+    folder: str | Path = "notebooks",
+    between: Iterable[tuple[str, Mapping]] = (),
+) -> "Run":
+    """The run that a command asks for: the profile's settings, ``between``, the -p's, the options, later over earlier.
+
+    Raises StudyError for what the user asked wrongly.
+    """
+    chapters, settings, given = (
+        notebooks(folder),
+        load_profile(profile, folder),
+        given_parameters(profile, data_root, out),
+    )
     last = [("-p", parse_assignments(assignments)), ("arguments", {"all": given})]
-    return [(f"profile {profile}", settings), *between, *last]
+    parameters = plan(chapters, (f"profile {profile}", settings), *between, *last)
+    check_data(parameters, settings)
+    return Run(chapters, parameters, resolve(given["run_dir"]), settings.get("minutes"))
 
 
+@dataclass(frozen=True)
 class Run:
     """One study run: the chapters' parameters and folder, and which chapters are up to date."""
 
-    def __init__(
-        self,
-        chapters: list[Notebook],
-        parameters: dict[str, dict[str, Any]],
-        run_dir: Path,
-        minutes: float | None = None,
-    ):
-        self.chapters, self.parameters, self.dir, self.minutes = chapters, parameters, run_dir, minutes
+    chapters: list[Notebook]
+    parameters: dict[str, dict[str, Any]]
+    dir: Path
+    minutes: float | None = None
+
+    def chapter(self, name: str) -> Notebook:
+        return next(chapter for chapter in self.chapters if chapter.name == name)
 
     def folder(self, name: str) -> Path:
         """Of a chapter: its own, or the cell of a sweep that its parameters name."""
         return self.dir / (self.parameters.get(name, {}).get("cell") or name)
 
-    def _done(self, name: str) -> dict[str, Any] | None:
-        try:
-            return io.read_json(self.folder(name) / DONE)
-        except (OSError, ValueError):
-            return None
-
-    def _data_state(self) -> str:
-        """The state of the files that chapter 01 describes: the user's data, or the phantom it wrote."""
-        try:
-            return data_fingerprint(RunFolder(self.dir).data_root)
-        except (OSError, ValueError, KeyError):
-            return ""
-
-    def current(self, notebook: Notebook) -> dict[str, Any] | None:
-        """The record of the chapter's last run, if doing it again would give the same; None if it has to run."""
-        done = self._done(notebook.name)
-        if done is None or done["key"] != notebook.key(self.parameters[notebook.name]):
-            return None
-        if notebook.name == DATA_CHAPTER and done["data_state"] != self._data_state():
-            return None
-        return done if all(result_of(self.dir / name) == key for name, key in done["inputs"].items()) else None
+    def current(self, notebook: Notebook) -> dict[str, Any]:
+        """The record of the chapter's last run, if doing it again would give the same; empty if it has to run."""
+        done = record(self.folder(notebook.name))
+        if not done or done["key"] != notebook.key(self.parameters[notebook.name]):
+            return {}
+        if notebook.name == DATA_CHAPTER:
+            try:
+                data = data_fingerprint(RunFolder(self.dir).data_root)
+            except (OSError, ValueError, KeyError):
+                data = ""
+            if done["data_state"] != data:
+                return {}
+        return done if all(record(self.dir / k).get("result") == result for k, result in done["inputs"].items()) else {}
 
     def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
         """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
@@ -197,8 +208,8 @@ class Run:
         bad.unlink(missing_ok=True)
         _tidy(running)
         running.replace(good)
-        done = self._done(notebook.name)
-        if done is None:
+        done = record(folder)
+        if not done:
             raise ChapterFailed(f"{notebook.name} ended without chapter.finish(…), so nothing is recorded")
         return done | {"seconds": round(time.perf_counter() - started, 1)}  # the kernel's start is in it
 
@@ -210,7 +221,7 @@ class Run:
                 "profile": profile,
                 "parameters": self.parameters,
                 "environment": environment(),
-                "chapters": {c.name: self._done(c.name) for c in self.chapters},
+                "chapters": {c.name: record(self.folder(c.name)) or None for c in self.chapters},
             },
         )
 
@@ -218,36 +229,28 @@ class Run:
 def run(
     profile: str = "demo",
     *,
-    data_root: str = "",
-    out: str = "",
     only: Iterable[str] = (),
-    assignments: Iterable[str] = (),
-    folder: str | Path = "notebooks",
     fresh: bool = False,
     dry_run: bool = False,
     progress: bool = True,
     junit: str = "",
     say=print,
+    **asked: Any,
 ) -> Run:
     """Run the study's chapters in order, each one unless it is up to date.
 
-    ``only`` names chapters ("03" or whole names); ``assignments`` are ``name=value`` over the profile; ``fresh`` runs
-    also what is up to date, each chapter from an empty folder; ``dry_run`` only says what would run. ``progress``:
-    bars; without them, one line a chapter and a heartbeat. ``junit``: a file for a CI's report of the chapters.
+    ``only`` names chapters ("03" or whole names); ``fresh`` runs also what is up to date, each chapter from an empty
+    folder; ``dry_run`` only says what would run. ``progress``: bars; without them, one line a chapter and a heartbeat.
+    ``junit``: a file for a CI's report of the chapters. ``asked``: data_root, out, assignments and folder of `prepare`.
 
     Raises StudyError for what the user asked wrongly, before anything runs, and ChapterFailed when a notebook stops.
     """
-    chapters = notebooks(folder)
-    settings = load_profile(profile, folder)
-    given = given_parameters(profile, data_root, out)
-    parameters = plan(chapters, *layers(profile, settings, assignments, given))
-    chosen = _chosen(chapters, only)
-    check_data(parameters, settings)
-    study = Run(chapters, parameters, resolve(given["run_dir"]), settings.get("minutes"))
+    study = prepare(profile, **asked)
+    chosen = _chosen(study.chapters, only)
     say(f"{profile} -> {shown(study.dir)}")
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
-        done = None if fresh else study.current(notebook)
+        done = {} if fresh else study.current(notebook)
         if done:
             say(f"{head}: up to date ({_state(done)}{', run by hand' if done['by_hand'] else ''})")
         elif dry_run:

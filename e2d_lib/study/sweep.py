@@ -13,24 +13,22 @@ The results are ``<run>/ablations/<name>/<cell>/`` (executed notebook, ``setting
 the cells, ``comparison.csv`` and ``comparison.png``. What is up to date is not run again.
 """
 
-import functools
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from joblib import effective_n_jobs
 from sklearn.model_selection import ParameterGrid
 
 from e2d_lib import io, parallel, progress
 from e2d_lib.study import runner
 from e2d_lib.study.chapter import DONE
-from e2d_lib.study.notebook import resolve, shown
+from e2d_lib.study.notebook import shown
 
 ABLATIONS = "ablations"
 """Folder of a run's sweeps; its ``done.json`` changes with their results, so that chapter 6 is then out of date."""
@@ -72,15 +70,9 @@ def parse_grid(assignments: Iterable[str]) -> Grid:
     >>> list(parse_grid(["n_samples=4,8", "method=kds"]).cells)
     ['method=kds,n_samples=4', 'method=kds,n_samples=8']
     """
-    axes = {}
-    for item in assignments:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise runner.StudyError(f"-g {item!r}: expected name=value,value,…")
-        try:
-            axes[name] = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
-            raise runner.StudyError(f"-g {item!r}: the values are not YAML") from None
+    bracketed = (re.sub("=(.*)", r"=[\1]", item, count=1, flags=re.DOTALL) for item in assignments)
+    found = runner.parse_assignments(bracketed, "-g")
+    axes = {name if of == "all" else f"{of}.{name}": v for of, values in found.items() for name, v in values.items()}
     return _grid(cell_name({name: "-".join(map(str, values)) for name, values in axes.items()}), {"grid": axes}, "-g")
 
 
@@ -109,14 +101,11 @@ def run(
     grid: Grid,
     *,
     profile: str = "ablation",
-    data_root: str = "",
-    out: str = "",
-    assignments: Iterable[str] = (),
-    folder: str | Path = "notebooks",
     n_jobs: int = -1,
     scheduler: str | None = None,
     dry_run: bool = False,
     say: Callable[[str], Any] = print,
+    **asked: Any,
 ) -> pd.DataFrame:
     """Run every cell that is not up to date, compare them all, and give the comparison (`ablation.compare`).
 
@@ -125,56 +114,35 @@ def run(
 
     Raises StudyError for a wrong grid before anything runs, and ChapterFailed, naming them, when cells failed.
     """
-    chapters = runner.notebooks(folder)
-    given = runner.given_parameters(profile, data_root, out)
     base = (f"grid {grid.name}: base", {NOTEBOOK: grid.base})  # the command line goes before it, cells before both
-    settings = runner.load_profile(profile, folder)
-    layers = runner.layers(profile, settings, assignments, given, base)
-    run_dir = resolve(given["run_dir"])
+    study = runner.prepare(profile, between=[base], **asked)
     runs = {}
     for name, values in grid.cells.items():
-        own = {NOTEBOOK: {**values, "cell": f"{ABLATIONS}/{grid.name}/{name}"}}
-        parameters = runner.plan(chapters, *layers, (f"grid {grid.name}, cell {name}", own))
-        runs[name] = runner.Run(chapters, parameters, run_dir)
-    say(f"{grid.name} -> {shown(run_dir / ABLATIONS / grid.name)}: {len(runs)} cells")
-    runner.run(
-        profile,
-        data_root=data_root,
-        out=out,
-        only=NEEDED,
-        assignments=assignments,
-        folder=folder,
-        dry_run=dry_run,
-        progress=False,
-        say=say,
-    )
-    notebook = next(chapter for chapter in chapters if chapter.name == NOTEBOOK)
-    todo = [name for name, one in runs.items() if not one.current(notebook)]
+        own = (f"grid {grid.name}, cell {name}", {NOTEBOOK: {**values, "cell": f"{ABLATIONS}/{grid.name}/{name}"}})
+        runs[name] = replace(study, parameters=runner.plan(study.chapters, own, over=study.parameters))
+    folder = study.dir / ABLATIONS / grid.name
+    say(f"{grid.name} -> {shown(folder)}: {len(runs)} cells")
+    runner.run(profile, only=NEEDED, dry_run=dry_run, progress=False, say=say, **asked)
+    todo = [name for name, one in runs.items() if not one.current(one.chapter(NOTEBOOK))]
     if dry_run:
         for name in runs:
             say(f"{name}: {'would run' if name in todo else 'up to date'}")
         return pd.DataFrame()
-    task = functools.partial(_cell, folder=str(resolve(folder)), run_dir=str(run_dir), minutes=settings.get("minutes"))
-    items = [(name, runs[name].parameters) for name in todo]
+    items = [(name, runs[name]) for name in todo]
     failed = {}
     n_jobs = processes(n_jobs, len(todo))
-    done = parallel.unordered(task, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
+    done = parallel.unordered(_cell, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
             if error:
                 failed[name] = error
             bar.set_postfix_str(f"{name}{': failed' if error else ''}", refresh=False)
             bar.update()
-    finished = sorted(io.read_json(path)["result"] for path in (run_dir / ABLATIONS).glob(f"*/*/{DONE}"))
-    io.write_json(run_dir / ABLATIONS / DONE, {"result": io.digest(finished)})
+    finished = sorted(io.read_json(path)["result"] for path in folder.parent.glob(f"*/*/{DONE}"))
+    io.write_json(folder.parent / DONE, {"result": io.digest(finished)})
     if failed:
         raise runner.ChapterFailed(f"{len(failed)} of {len(runs)} cells failed: " + "; ".join(failed.values()))
-    return compare(
-        [run_dir / ABLATIONS / grid.name / name for name in runs],
-        run_dir / ABLATIONS / grid.name,
-        baseline=grid.baseline,
-        against=grid.against,
-    )
+    return compare([folder / name for name in runs], folder, baseline=grid.baseline, against=grid.against)
 
 
 def processes(n_jobs: int, cells: int) -> int:
@@ -198,31 +166,24 @@ def compare(
     *,
     baseline: str = "",
     against: Mapping[str, str] | None = None,
-    seed: int = 0,
-    n_boot: int = 2000,
 ) -> pd.DataFrame:
     """Compare every result at or below the folders; writes ``comparison.csv`` and ``comparison.png`` into ``out``."""
     from e2d_lib.evaluation import ablation
     from e2d_lib.figures import intervals
 
     results = ablation.find(list(folders))
-    table = ablation.compare(results, baseline, against=against, rng=np.random.default_rng(seed), n_boot=n_boot)
+    table = ablation.compare(results, baseline, against=against, rng=np.random.default_rng(0), n_boot=2000)
     io.write_csv(Path(out) / "comparison.csv", table)
     io.write_figure(Path(out) / "comparison.png", intervals.ablation(table))
     return table
 
 
-def _cell(
-    item: tuple[str, dict[str, dict[str, Any]]], *, folder: str, run_dir: str, minutes: float | None
-) -> tuple[str, str]:
+def _cell(item: tuple[str, runner.Run]) -> tuple[str, str]:
     """One cell, in whatever process: its name, and in one line why it failed, or ""."""
-    name, parameters = item
-    chapters = runner.notebooks(folder)
-    one = runner.Run(chapters, parameters, Path(run_dir), minutes)
-    notebook = next(chapter for chapter in chapters if chapter.name == NOTEBOOK)
+    name, one = item
     shutil.rmtree(one.folder(NOTEBOOK), ignore_errors=True)
     try:
-        done = one.execute(notebook, progress=False)
+        done = one.execute(one.chapter(NOTEBOOK), progress=False)
     except runner.ChapterFailed as error:
         return name, f"{name}: {error}"
     return name, "" if done["status"] == "done" else f"{name}: {done['reason']}"
