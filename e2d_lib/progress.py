@@ -13,7 +13,7 @@ def someone_looks() -> bool:
 def bar(iterable: Iterable[Any] | None = None, **options: Any):
     """A tqdm bar; ``options`` are tqdm's (total, desc, unit, …).
 
-    The runner sets E2D_PROGRESS to "plain", as a widget in an executed notebook is a dead box, or to "off" for no bar.
+    The runner sets E2D_PROGRESS to the terminal's device, as a bar in an executed notebook is a dead box, or to "off".
     Unset, there is a bar where someone looks at a notebook or at a terminal.
     """
     if someone_looks():
@@ -21,7 +21,10 @@ def bar(iterable: Iterable[Any] | None = None, **options: Any):
     else:
         from tqdm import tqdm
 
-        options.setdefault("disable", {"plain": False, "off": True}.get(os.environ.get("E2D_PROGRESS", "")))
+        told = os.environ.get("E2D_PROGRESS", "")
+        options.setdefault("disable", told == "off" or None)  # None: unless it is a terminal
+        if told not in ("", "off"):
+            options.setdefault("file", open(told, "w", encoding="utf-8"))  # noqa: SIM115 (for as long as there is the bar)
     options.setdefault("dynamic_ncols", True)
     options.setdefault("leave", False)
     return tqdm(iterable, **options)

@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from e2d_lib.study import runner
-from e2d_lib.study.notebook import declared_parameters
+from e2d_lib.study.notebook import Notebook
 from tests.conftest import ROOT, stored_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -100,7 +100,7 @@ def test_every_parameter_is_used_and_explained():
         cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
         body = "\n".join(cell.source for cell in cells[1:])
         used = {n.id for n in ast.walk(ast.parse(body)) if isinstance(n, ast.Name)} | {"run_dir"}
-        assert declared_parameters(path).keys() <= used, path.name
+        assert Notebook(path).parameters.keys() <= used, path.name
         assert all("  # " in line for line in cells[0].source.splitlines()), path.name
 
 

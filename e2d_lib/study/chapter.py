@@ -234,10 +234,6 @@ class Chapter(RunFolder):
         self.inputs.add(chapter)
         return path
 
-    def other(self, run_dir: str | Path) -> RunFolder:
-        """Another run's folder, to read from."""
-        return RunFolder(run_dir)
-
     @cached_property
     def data(self) -> str:
         """What the run is about: "phantom", or the name of the user's data. A chapter on other data sets its own."""
@@ -282,18 +278,15 @@ class Chapter(RunFolder):
             return lambda table: None
         from IPython.display import display
 
-        shown: dict[str, Any] = {"at": -every, "handle": None}
+        handle, due = display(display_id=True), 0.0
 
         def show(table: pd.DataFrame) -> None:
-            if time.perf_counter() - shown["at"] < every:
-                return
-            figure = figure_of(table)
-            if shown["handle"] is None:
-                shown["handle"] = display(figure, display_id=True)
-            else:
-                shown["handle"].update(figure)
-            _close(figure)
-            shown["at"] = time.perf_counter()
+            nonlocal due
+            if time.perf_counter() >= due:
+                figure = figure_of(table)
+                handle.update(figure)
+                _close(figure)
+                due = time.perf_counter() + every
 
         return show
 

@@ -58,42 +58,17 @@ def front_matter(name: str, data: str, metrics: pd.DataFrame) -> str:
     return about.to_yaml()
 
 
-def card(
-    *,
-    name: str,
-    data: str,
-    scored: pd.DataFrame,
-    runs: pd.DataFrame,
-    metrics: pd.DataFrame,
-    by_source: pd.DataFrame,
-    thresholds: pd.DataFrame,
-    comparison: pd.DataFrame,
-    **details: Any,
-) -> str:
-    """The card's text.
+def card(*, data: str, metrics: pd.DataFrame | None = None, **values: Any) -> str:
+    """The card of a run, or without ``metrics`` a short one to lie beside a checkpoint.
 
-    ``data``: "phantom", or the data's name. ``scored``: one row a scored scan, with label, source and fold. ``runs``:
-    chapter 4's, of the runs the card is about. ``metrics``: `scoring.at_thresholds`; ``by_source``: `scoring.by_group`;
-    ``thresholds``: `scoring.thresholds`; ``comparison``: `scoring.paired` with a column name, or an empty table.
-    details: ``config`` and ``recipe`` of the checkpoints, ``parameters`` (their number), ``aggregation``, and
-    ``preprocessing``, the fields of ``preprocess.Params``.
+    data: "phantom", or the data's name. Both have ``runs`` (chapter 4's, those that the card is about), ``config`` and
+    ``recipe`` of the checkpoints, ``parameters`` (their number), ``aggregation``, and ``preprocessing``, the fields of
+    ``preprocess.Params``. A run's has also ``name``; metrics: `scoring.at_thresholds`; ``scored``: one row a scored
+    scan, with label, source and fold; ``by_source``: `scoring.by_group`; ``thresholds``: `scoring.thresholds`; and
+    ``comparison``: `scoring.paired` with a column name, or an empty table.
     """
-    tables = {"scored": scored, "metrics": metrics, "by_source": by_source, "thresholds": thresholds}
-    tables["comparison"] = comparison
-    return _filled(runs, name=name, data=data, card_data=front_matter(name, data, metrics), **tables, **details)
-
-
-def brief(runs: pd.DataFrame, *, data: str, **details: Any) -> str:
-    """A card to lie beside one checkpoint, whose row of chapter 4's runs is ``runs``.
-
-    details: config, recipe, parameters and preprocessing, as for `card`.
-    """
-    return _filled(runs, data=data, card_data="", aggregation="mean", **details)
-
-
-def _filled(runs: pd.DataFrame, **values: Any) -> str:
-    values = {
-        k: v.to_dict("records") if isinstance(v, pd.DataFrame) else v for k, v in {"runs": runs, **values}.items()
-    }
-    text = words.page(Path(__file__).parent / "model_card.md.jinja", estimate=estimate, **values)
+    front = "" if metrics is None else front_matter(values["name"], data, metrics)
+    values |= {"data": data, "metrics": metrics, "card_data": front, "estimate": estimate}
+    values = {k: v.to_dict("records") if isinstance(v, pd.DataFrame) else v for k, v in values.items()}
+    text = words.page(Path(__file__).parent / "model_card.md.jinja", **values)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -92,7 +92,6 @@ class Notebook:
     """A chapter's notebook and its declared parameters."""
 
     path: Path
-    parameters: dict[str, Parameter]
 
     @classmethod
     def of_chapter(cls, name: str) -> "Notebook":
@@ -100,7 +99,7 @@ class Notebook:
         path = resolve(os.environ.get("E2D_NOTEBOOKS", "notebooks")) / f"{name}.ipynb"
         if not path.is_file():
             raise StudyError(f"there is no {shown(path)}: run the chapters from the study's folder, or from below it")
-        return cls(path, declared_parameters(path))
+        return cls(path)
 
     @property
     def name(self) -> str:
@@ -110,6 +109,23 @@ class Notebook:
     def _cells(self) -> list[tuple[str, str]]:
         """Type and source of every cell but the parameters': their values are told apart from the cells."""
         return [(cell.kind, cell.source) for cell in stored_cells(self.path) if "parameters" not in cell.tags]
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """The assignments in the one cell tagged ``parameters``, such as ``size: int = 96``; defaults are literals.
+
+        Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
+        """
+        cells = [cell for cell in stored_cells(self.path) if "parameters" in cell.tags]
+        if len(cells) != 1:
+            raise StudyError(f"{self.path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
+        found = {}
+        for line in ast.parse(cells[0].source).body:
+            if not isinstance(line, ast.AnnAssign) or line.value is None:
+                raise StudyError(f"{self.path.name}: line {line.lineno} of the parameters is not 'name: type = value'")
+            kinds = tuple(KINDS[node.id] for node in ast.walk(line.annotation) if isinstance(node, ast.Name))
+            found[line.target.id] = Parameter(ast.literal_eval(line.value), kinds)
+        return found
 
     def key(self, parameters: Mapping[str, Any]) -> str:
         """What the chapter's results depend on besides the chapters it reads: cells, parameters, the library."""
@@ -152,25 +168,7 @@ def notebooks(folder: str | Path = "notebooks") -> list[Notebook]:
     paths = sorted(_chapters(resolve(folder)))
     if not paths:
         raise StudyError(f"no chapters (NN_name.ipynb) in {shown(folder)}: run from the checkout, or give --notebooks")
-    return [Notebook(path, declared_parameters(path)) for path in paths]
-
-
-def declared_parameters(path: Path) -> dict[str, Parameter]:
-    """The assignments in the one cell tagged ``parameters``, such as ``size: int = 96``; defaults are literals.
-
-    Read here, as papermill's own reader drops lines with a second ``=`` and annotations such as ``bool | str``.
-    """
-    cells = [cell for cell in stored_cells(path) if "parameters" in cell.tags]
-    if len(cells) != 1:
-        raise StudyError(f"{path.name} has {len(cells)} cells tagged 'parameters'; a chapter has one")
-    found = {}
-    for statement in ast.parse(cells[0].source).body:
-        if not isinstance(statement, ast.AnnAssign) or statement.value is None:
-            raise StudyError(f"{path.name}: line {statement.lineno} of the parameters is not 'name: type = value'")
-        names = [node.id for node in ast.walk(statement.annotation) if isinstance(node, ast.Name)]
-        kinds = tuple(KINDS[name] for name in names)
-        found[statement.target.id] = Parameter(ast.literal_eval(statement.value), kinds)
-    return found
+    return [Notebook(path) for path in paths]
 
 
 def checked(where: str, name: str, value: Any, parameter: Parameter) -> Any:

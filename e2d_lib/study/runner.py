@@ -8,7 +8,6 @@ leaves out is the notebook's default.
 import contextlib
 import logging
 import os
-import re
 import shutil
 import sys
 import threading
@@ -178,35 +177,38 @@ class Run:
         started = time.perf_counter()
         left = lambda _: self.minutes and max(1, self.minutes * 60 - (time.perf_counter() - started))  # noqa: E731
         why = ""
-        with _kernel_environment(notebook, progress):
-            try:
-                papermill.execute_notebook(
-                    *(os.path.relpath(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)),
-                    parameters=self.parameters[notebook.name],
-                    kernel_name="python3",
-                    language="python",
-                    kernel_manager_class=_this_interpreter(),
-                    timeout_func=left,
-                    cwd=str(root()),
-                    progress_bar={"desc": notebook.name, "leave": False} if progress else False,
-                    stderr_file=sys.stderr if progress else None,
-                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-                )
-            except papermill.PapermillExecutionError as error:
-                if error.ename != "NotApplicable":
-                    where = f"cell {error.cell_index + 1}, [{error.exec_count}]"
-                    why = f"{where}: {error.ename}: {one_line(error.evalue)}"
-            except CellTimeoutError:
-                why = f"{_reached(running)}: the limit of {self.minutes:g} minutes a chapter is over"
-            except RuntimeError as error:  # the kernel died, or did not start
-                why = f"{_reached(running)}: {one_line(error)}"
+        # Papermill's own parser warns about a parameter line with a second "="; ours has read it already.
+        logging.getLogger("papermill").setLevel(logging.ERROR)
+        try:
+            papermill.execute_notebook(
+                *(os.path.relpath(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, running)),
+                parameters=self.parameters[notebook.name],
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=_this_interpreter(
+                    E2D_PROGRESS=_terminal() if progress else "off", E2D_NOTEBOOKS=str(notebook.path.parent)
+                ),
+                timeout_func=left,
+                cwd=str(root()),
+                progress_bar={"desc": notebook.name, "leave": False} if progress else False,
+                stderr_file=sys.stderr if progress else None,
+                coalesce_streams=True,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+            )
+        except papermill.PapermillExecutionError as error:
+            if error.ename != "NotApplicable":
+                where = f"cell {error.cell_index + 1}, [{error.exec_count}]"
+                why = f"{where}: {error.ename}: {one_line(error.evalue)}"
+        except CellTimeoutError:
+            why = f"{_reached(running)}: the limit of {self.minutes:g} minutes a chapter is over"
+        except RuntimeError as error:  # the kernel died, or did not start
+            why = f"{_reached(running)}: {one_line(error)}"
         if why:
             with contextlib.suppress(FileNotFoundError):
                 running.replace(bad)
             (folder / DONE).unlink(missing_ok=True)  # where it failed before it was opened
             raise ChapterFailed(f"{notebook.name} failed in {why}; executed copy: {shown(bad)}")
         bad.unlink(missing_ok=True)
-        _tidy(running)
         running.replace(good)
         done = record(folder)
         if not done:
@@ -306,16 +308,28 @@ def _reached(running: Path) -> str:
     return "its start"
 
 
-def _this_interpreter() -> type:
-    """A kernel manager that starts the interpreter that runs this, whatever kernels are installed where."""
+def _this_interpreter(**environment: str) -> type:
+    """A kernel manager that starts the interpreter that runs this, whatever kernels are installed where.
+
+    The environment is the kernel's, over the one it inherits.
+    """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class ThisInterpreter(AsyncKernelManager):
-        kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict()))
+        kernel_spec = property(lambda self: KernelSpec(**get_kernel_dict(), env=literal))
 
+    literal = {name: value.replace("$", "$$") for name, value in environment.items()}  # it is read as a template
     return ThisInterpreter
+
+
+def _terminal() -> str:
+    """The device where a kernel's bars are drawn, and not in its notebook, where they would stay; "off" for none."""
+    try:
+        return os.ttyname(sys.stderr.fileno())
+    except OSError:
+        return "off"
 
 
 def _state(done: Mapping[str, Any]) -> str:
@@ -366,54 +380,3 @@ def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
 
 def one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-@contextlib.contextmanager
-def _kernel_environment(notebook: Notebook, progress: bool):
-    """Tell the kernel, through the environment it inherits: bars that a terminal shows, and where its notebook is."""
-    # Papermill's own parser warns about a parameter line with a second "="; ours has read it already.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    before = dict(os.environ)
-    os.environ |= {"E2D_PROGRESS": "plain" if progress else "off", "E2D_NOTEBOOKS": str(notebook.path.parent)}
-    try:
-        yield
-    finally:
-        for name in ("E2D_PROGRESS", "E2D_NOTEBOOKS"):
-            os.environ.pop(name)
-            if name in before:
-                os.environ[name] = before[name]
-
-
-def _tidy(path: Path) -> None:
-    """Leave of what bars wrote what a terminal would show in the end: what was written over is gone."""
-    import nbformat  # over a second; commands that run no notebook do without
-
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = on_screen(output.text)
-        if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
-    with io.replacing(path) as tmp, open(tmp, "w", encoding="utf-8") as file:
-        nbformat.write(notebook, file)
-
-
-def on_screen(text: str) -> str:
-    r"""What a terminal shows in the end: carriage returns write over a line, bars within bars go up to theirs.
-
-    >>> on_screen("reading\n 1%|\r99%|\r    \rdone\n")
-    'reading\ndone\n'
-    """
-    if "\r" not in text and "\x1b" not in text:
-        return text
-    lines, row = [""], 0
-    for part in re.split(r"(\r\n|\r|\n|\x1b\[A)", text):
-        if part in ("\n", "\r\n"):
-            row += 1
-            lines += [""] * (row == len(lines))
-        elif part == "\x1b[A":
-            row = max(row - 1, 0)
-        else:
-            lines[row] = "" if part == "\r" else lines[row] + re.sub(r"\x1b\[[\d;]*m", "", part)
-    return "".join(f"{line}\n" for line in lines if line.strip())

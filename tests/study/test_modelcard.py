@@ -68,8 +68,9 @@ class TestModelCard:
             "epoch": 3,
             "epoch_by": "last epoch",
         }
-        text = modelcard.brief(
-            pd.DataFrame([run]),
+        text = modelcard.card(
+            runs=pd.DataFrame([run]),
+            aggregation="mean",
             data=data,
             config=asdict(SMALL),
             recipe=asdict(Recipe.corrected()),

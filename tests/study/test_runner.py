@@ -1,10 +1,13 @@
 """The runner, on chapters of a few lines made here."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -428,12 +431,26 @@ def test_options_that_do_not_exist_are_one_line(project, capsys, arguments):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_what_bars_leave_in_an_executed_copy_is_their_last_line():
-    plain = "epoch 1\nepoch 2\n"
-    assert runner.on_screen(plain) == plain
-    inner = "\r\n\rinner: 10%|\rinner: 90%|\r           \r\x1b[A"
-    nested = f"outer: 0%|{inner}\router: 50%|{inner}\router: 100%|\n"
-    assert runner.on_screen(nested).split() == ["outer:", "100%|"]
+@pytest.mark.notebook
+def test_bars_are_drawn_on_the_terminal_and_leave_nothing_in_the_executed_copy(project):
+    body = "import sys\nfrom e2d_lib import progress\nfor k in progress.bar(range(2), desc='outer'):\n"
+    body += "    for i in progress.bar(range(2), desc='inner'):\n        print('10 %\\r20 %', k, i)\n"
+    make_notebook(Path("notebooks"), "02_double", 'run_dir: str = "x"', body + "chapter.finish(ok=1)")
+    command = [sys.executable, "-m", "e2d_lib", "run", "--profile", "small", "--only", "01,02"]
+    environment = {k: v for k, v in os.environ.items() if k != "E2D_PROGRESS"} | {"PYTHONPATH": str(ROOT)}
+    reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (24, 100))
+    shown = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, env=environment) as process:
+        os.close(writer)
+        with contextlib.suppress(OSError):  # the terminal's end, on Linux
+            while part := os.read(reader, 4096):
+                shown.append(part.decode(errors="replace"))
+    os.close(reader)
+    assert process.returncode == 0 and all(name in "".join(shown) for name in ("outer: ", "inner: ", "02_double"))
+    cells = nbformat.read("results/small/02_double/notebook.ipynb", as_version=4).cells
+    streams = [output.text for cell in cells for output in cell.get("outputs", []) if output.output_type == "stream"]
+    assert streams == ["20 % 0 0\n20 % 0 1\n20 % 1 0\n20 % 1 1\n"]
 
 
 def test_the_provenance_has_the_commit_and_does_not_filter_notebooks_to_get_it(tmp_path, monkeypatch):
