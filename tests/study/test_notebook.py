@@ -21,8 +21,9 @@ def test_cells_are_nbformats(path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"cells": [{"cell_type": "code"}]}'])
 def test_another_file_is_one_line(tmp_path, text):
     (tmp_path / "01_broken.ipynb").write_text(text)
+    (chapter,) = notebook.notebooks(tmp_path)
     with pytest.raises(notebook.StudyError, match=r"01_broken\.ipynb is no Jupyter notebook"):
-        notebook.notebooks(tmp_path)
+        chapter.parameters  # noqa: B018 (read when it is asked for)
 
 
 def test_a_chapters_kernel_does_without_nbformat():
