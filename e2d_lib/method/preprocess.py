@@ -94,21 +94,16 @@ class Params:
     min_slices: int = 5
 
     def __post_init__(self):
-        for name in ("size", "min_slices"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, not {value!r}")
-        for name in ("crop", "trim"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float):
-            raise ValueError(f"fraction must be a number in (0, 1], not {self.fraction!r}")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], not {self.fraction!r}")
+        known = {"area_on": AREAS_ON, "variant": VARIANTS, "view": readers.VIEWS}
+        count = "a whole number >= 1", lambda value: type(value) is int and value >= 1  # no bool, which is an int too
+        share = "a number in (0, 1]", lambda v: not isinstance(v, bool) and isinstance(v, int | float) and 0 < v <= 1
+        truth = "true or false", lambda value: isinstance(value, bool)
+        checks = {"size": count, "min_slices": count, "fraction": share, "crop": truth, "trim": truth}
+        checks |= {name: (f"one of {', '.join(ways)}", ways.__contains__) for name, ways in known.items()}
+        for name, (expected, fits) in checks.items():
+            if not fits(value := getattr(self, name)):
+                raise ValueError(f"{name} must be {expected}, not {value!r}")
         object.__setattr__(self, "fraction", float(self.fraction))  # 1 and 1.0 must share a key
-        for name, known in (("area_on", AREAS_ON), ("variant", VARIANTS), ("view", readers.VIEWS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.area_on == "crop" and not self.crop:
             raise ValueError('area_on "crop" needs crop=True: without the spatial step there is no crop')
 
@@ -151,22 +146,17 @@ class Preprocessed:
         return pd.read_parquet(self.folder / "findings.parquet")
 
     @cached_property
-    def _rows(self) -> dict[str, tuple[int, int, int, str]]:
+    def _rows(self) -> pd.DataFrame:
         first = self.scans["n_slices"].cumsum() - self.scans["n_slices"]
-        columns = (self.scans[name] for name in ("scan_id", "start", "stop", "status"))
-        return {
-            scan: (int(row), int(start), int(stop), status)
-            for row, scan, start, stop, status in zip(first, *columns, strict=True)
-        }
+        return self.scans.assign(first=first).set_index("scan_id")
 
-    def _row(self, scan_id: str) -> tuple[int, int, int]:
-        if scan_id not in self._rows:
+    def _row(self, scan_id: str) -> pd.Series:
+        if scan_id not in self._rows.index:
             raise PreprocessError(f"no scan {scan_id!r} among the {len(self.scans)} preprocessed ones")
-        *row, status = self._rows[scan_id]
-        if status == "excluded":
-            reason = self.scans.set_index("scan_id").loc[scan_id, "reason"]
-            raise PreprocessError(f"scan {scan_id!r} is excluded ({reason})")
-        return tuple(row)
+        row = self._rows.loc[scan_id]
+        if row["status"] == "excluded":
+            raise PreprocessError(f"scan {scan_id!r} is excluded ({row['reason']})")
+        return row
 
     def pixels(self, scan_id: str) -> np.memmap:
         """(window width, size, size) uint8 on disk; only the slices that are indexed are read."""
@@ -175,8 +165,8 @@ class Preprocessed:
 
     def areas(self, scan_id: str) -> np.ndarray:
         """(window width,) int64, the lung areas inside the window, pixels: what KDS samples from."""
-        row, start, stop = self._row(scan_id)
-        return self.slices["area"].to_numpy()[row + start : row + stop]
+        first, start, stop = self._row(scan_id)[["first", "start", "stop"]]
+        return self.slices["area"].to_numpy()[first + start : first + stop]
 
 
 def stem(scan_id: str) -> str:
@@ -231,9 +221,8 @@ def preprocess_scan(
         cv2.setNumThreads(threads)
     record |= {"fingerprint": fingerprint, "source_bytes": source_bytes}
     with _writing(folder):
-        if pixels is None:
-            (folder / f"{name}.npy").unlink(missing_ok=True)
-        else:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+        if pixels is not None:
             io.write_array(folder / f"{name}.npy", pixels)
         io.write_parquet(folder / f"{name}.parquet", table)
         written = [".parquet"] if pixels is None else [".npy", ".parquet"]
@@ -293,8 +282,11 @@ def _process(
         findings.append(readers.Finding(scan_id, "", outcome, reason))
 
     try:
-        sizes["n_files"], names, images = _read(row, params, findings)
-        table, images = _measure(scan_id, names, images, params, note)
+        scan = readers.open_scan(row, view=params.view)
+        sizes["n_files"], findings = len(scan), scan.findings  # to which reading adds
+        found = list(scan.readable())  # each slice is decoded once
+        del scan  # and with it the volume
+        table, images = _measure(scan_id, found, params, note)
         sizes["n_slices"] = len(images)
         if images:
             (sizes["height"], sizes["width"]), _ = _shapes(images)[0]
@@ -325,37 +317,27 @@ def _process(
     return record | {"findings": [list(finding) for finding in findings]}, table, pixels
 
 
-def _read(row: Mapping[str, Any], params: Params, findings: list) -> tuple[int, list[str], list[np.ndarray]]:
-    """Slices listed, and the names and images (rows, cols) uint8 of the readable ones, each decoded once."""
-    scan = readers.open_scan(row, view=params.view)
-    try:
-        found = list(scan.readable())
-    finally:
-        findings.extend(scan.findings)
-    return len(scan.names), [name for name, _ in found], [image for _, image in found]
-
-
 def _shapes(images: list[np.ndarray]) -> list[tuple[tuple[int, int], int]]:
     """Shapes (rows, cols) and how many slices have each, commonest first, the earlier one on ties."""
     return Counter(image.shape for image in images).most_common()
 
 
 def _measure(
-    scan_id: str, names: list[str], images: list[np.ndarray], params: Params, note: Callable[[str, str], None]
+    scan_id: str, found: list[tuple[str, np.ndarray]], params: Params, note: Callable[[str, str], None]
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
-    """The table of slices, and their images: all of them, or what the released rule leaves of a mixed scan."""
+    """The table of slices, and their images: all that were found, or what the released rule leaves of a mixed scan."""
     whole = not params.crop
-    shapes = _shapes(images)
+    shapes = _shapes([image for _, image in found])
     if len(shapes) > 1:
         listed = ", ".join(f"{rows}x{cols} ({count})" for (rows, cols), count in shapes)
         if params.variant == "released":
             # The released pipeline throws the crop away and keeps the last slice only.
-            names, images, whole = names[-1:], images[-1:], True
+            found, whole = found[-1:], True
             note("warned", f"mixed shapes: {listed}; the last slice is kept, whole")
         else:
             note("warned", f"mixed shapes: {listed}; each slice is cropped and resized on its own")
     rows = []
-    for index, (name, image) in enumerate(zip(names, images, strict=True)):
+    for index, (name, image) in enumerate(found):
         height, width = image.shape
         if whole:
             box, full = (0, height, 0, width), ssfl.lung_area(image)
@@ -364,7 +346,8 @@ def _measure(
             box, full, on_crop = ssfl.measure_both(image)
         area = on_crop if params.area_on == "crop" else full
         rows.append((scan_id, index, name, height, width, *box, area, on_crop))
-    return pd.DataFrame(rows, columns=SLICES.names).astype(dict.fromkeys(SLICES.names[3:], "int64")), images
+    table = pd.DataFrame(rows, columns=SLICES.names).astype(dict.fromkeys(SLICES.names[3:], "int64"))
+    return table, [image for _, image in found]
 
 
 def _window(areas: np.ndarray, params: Params, note: Callable[[str, str], None]) -> tuple[int, int]:
@@ -380,28 +363,20 @@ def _window(areas: np.ndarray, params: Params, note: Callable[[str, str], None])
 def _pixels(images: list[np.ndarray], table: pd.DataFrame, start: int, stop: int, size: int) -> np.ndarray:
     """(stop - start, size, size) uint8: the window's slices, cropped and resized."""
     pixels = np.empty((stop - start, size, size), np.uint8)
-    boxes = table[["row0", "row1", "col0", "col1"]].to_numpy()
-    for index in range(start, stop):
-        row0, row1, col0, col1 = boxes[index]
-        pixels[index - start] = resize(images[index][row0:row1, col0:col1], size)
+    boxes = table[["row0", "row1", "col0", "col1"]].to_numpy()[start:stop]
+    for k, (image, (row0, row1, col0, col1)) in enumerate(zip(images[start:stop], boxes, strict=True)):
+        pixels[k] = resize(image[row0:row1, col0:col1], size)
     return pixels
 
 
 def _verdict(findings: list[readers.Finding]) -> tuple[str, str]:
     """Status and reason of a scan: its own findings first, then its slices' counted by kind."""
-    own = [finding for finding in findings if not finding.slice and finding.outcome != "kept"]
-    reasons = [finding.reason for finding in own]
-    kinds = Counter(
-        (finding.outcome, finding.reason.partition(":")[0])
-        for finding in findings
-        if finding.slice and finding.outcome != "kept"
-    )
-    reasons += [
-        f"slices {outcome}, {kind}: {count}" for (outcome, kind), count in sorted(kinds.items()) if kind not in NO_LOSS
-    ]
-    if any(finding.outcome == "excluded" for finding in own):
-        return "excluded", "; ".join(reasons)
-    return "warned" if reasons else "kept", "; ".join(reasons)
+    told = [finding for finding in findings if finding.outcome != "kept"]
+    reasons = [finding.reason for finding in told if not finding.slice]
+    kinds = Counter((finding.outcome, finding.reason.partition(":")[0]) for finding in told if finding.slice)
+    reasons += [f"slices {outcome}, {kind}: {n}" for (outcome, kind), n in sorted(kinds.items()) if kind not in NO_LOSS]
+    excluded = any(finding.outcome == "excluded" for finding in told if not finding.slice)
+    return "excluded" if excluded else "warned" if reasons else "kept", "; ".join(reasons)
 
 
 # ---------------------------------------------------------------------------------------------- the cohort
@@ -444,10 +419,7 @@ def run(
             io.write_json(folder / "params.json", {"format": FORMAT, **asdict(params)})
         records = parallel.unordered(task, rows, n_jobs=n_jobs, scheduler=scheduler)
         slices, began, counts, gone = 0, time.perf_counter(), Counter(), {}
-        with (
-            contextlib.closing(records),
-            progress.bar(total=len(rows), desc="SSFL++", unit="scan") as bar,
-        ):
+        with contextlib.closing(records), progress.bar(total=len(rows), desc="SSFL++", unit="scan") as bar:
             for record in records:
                 slices += record["n_slices"] if record["fresh"] else 0
                 counts.update(name for name in ("fresh", "again", "gone") if record.get(name))
@@ -482,17 +454,13 @@ def load(out_dir: str | Path, params: Params = DEFAULT, *, wait: bool = False) -
         if wait:
             with contextlib.suppress(OSError):  # no run, or no locks here
                 fcntl.flock(held.enter_context(open(folder / ".lock")), fcntl.LOCK_SH)
-        return _load(folder, params)
-
-
-def _load(folder: Path, params: Params) -> Preprocessed:
-    if not (folder / "scans.parquet").is_file():
-        state = "unfinished" if folder.is_dir() else "missing"
-        raise PreprocessError(
-            f"the preprocessed cohort {folder} is {state}: run the chapter 02_ssflpp_preprocessing "
-            f"(or e2d_lib.preprocess.run) with {params}"
-        )
-    return Preprocessed(folder, params, pd.read_parquet(folder / "scans.parquet"))
+        if not (folder / "scans.parquet").is_file():
+            state = "unfinished" if folder.is_dir() else "missing"
+            raise PreprocessError(
+                f"the preprocessed cohort {folder} is {state}: run the chapter 02_ssflpp_preprocessing "
+                f"(or e2d_lib.preprocess.run) with {params}"
+            )
+        return Preprocessed(folder, params, pd.read_parquet(folder / "scans.parquet"))
 
 
 def excluded_table(pre: Preprocessed) -> pd.DataFrame:
@@ -503,13 +471,9 @@ def excluded_table(pre: Preprocessed) -> pd.DataFrame:
 
 def size_report(pre: Preprocessed) -> pd.DataFrame:
     """Bytes on disk of the originals, the cached pixels and the tables: part, bytes, share (of the originals)."""
-    tables = sum((pre.folder / f"{name}.parquet").stat().st_size for name in ("scans", "slices", "findings"))
-    parts = {
-        "originals": int(pre.scans["source_bytes"].sum()),
-        "cached pixels": int(pre.scans["cache_bytes"].sum()),
-        "tables": tables,
-    }
-    report = pd.DataFrame({"part": list(parts), "bytes": list(parts.values())})
+    parts = {"originals": int(pre.scans["source_bytes"].sum()), "cached pixels": int(pre.scans["cache_bytes"].sum())}
+    parts["tables"] = sum((pre.folder / f"{name}.parquet").stat().st_size for name in ("scans", "slices", "findings"))
+    report = pd.DataFrame(parts.items(), columns=["part", "bytes"])
     return report.assign(share=report["bytes"] / max(parts["originals"], 1))
 
 
@@ -546,15 +510,8 @@ def _only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    for place in (folder, folder / "scans"):
-        with os.scandir(place) as entries:
-            stale = [entry.path for entry in entries if entry.name.endswith(".tmp")]
-        for path in stale:
-            Path(path).unlink(missing_ok=True)
+            for stale in [*folder.glob("*.tmp"), *folder.glob("scans/*.tmp")]:
+                stale.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -592,19 +549,16 @@ def _consolidate(
         listed = [readers.Finding(*f)._asdict() for f in cohort.attrs.get("findings", [])]
         findings.write_table(pa.Table.from_pylist(listed, schema=FINDINGS))
         for first in range(0, len(rows), ROW_GROUP):
-            group = rows[first : first + ROW_GROUP]
-            group_records, tables = [], []
-            for row in group:
-                path = folder / "scans" / f"{stem(row['scan_id'])}.json"
-                there = row["scan_id"] not in gone
-                group_records.append(io.read_json(path) if there else gone[row["scan_id"]])
-                tables.append(
-                    pq.read_table(path.with_suffix(".parquet"), schema=SLICES) if there else SLICES.empty_table()
-                )
+            group, tables = [], []
+            for row in rows[first : first + ROW_GROUP]:
+                path, lost = folder / "scans" / f"{stem(row['scan_id'])}.json", gone.get(row["scan_id"])
+                group.append(lost or io.read_json(path))
+                table = path.with_suffix(".parquet")
+                tables.append(SLICES.empty_table() if lost else pq.read_table(table, schema=SLICES))
             slices.write_table(pa.concat_tables(tables).combine_chunks())
-            noted = [dict(zip(FINDINGS.names, f, strict=True)) for r in group_records for f in r["findings"]]
+            noted = [readers.Finding(*f)._asdict() for record in group for f in record["findings"]]
             findings.write_table(pa.Table.from_pylist(noted, schema=FINDINGS))
-            records += [[record[name] for name in RECORD] for record in group_records]
+            records += [[record[name] for name in RECORD] for record in group]
     scans = cohort[["scan_id", *(name for name in COHORT if name in cohort)]].reset_index(drop=True)
     scans = scans.join(pd.DataFrame(records, columns=list(RECORD)))
     io.write_parquet(folder / "scans.parquet", scans)

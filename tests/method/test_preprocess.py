@@ -168,7 +168,7 @@ class TestParams:
             ({"size": True}, "size must"),
             ({"size": 384.0}, "size must"),
             ({"min_slices": 0}, "min_slices must"),
-            ({"fraction": 0}, r"fraction must be in \(0, 1\], not 0"),
+            ({"fraction": 0}, r"fraction must be a number in \(0, 1\], not 0"),
             ({"fraction": 1.5}, "fraction must"),
             ({"fraction": "half"}, "fraction must be a number"),
             ({"fraction": float("nan")}, "fraction must"),
