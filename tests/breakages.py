@@ -80,7 +80,7 @@ BREAKAGES = [
     chapter("absent", C8, 'challenge["absent_class"] == "left out"', 'challenge["absent_class"] != "left out"'),
     Breakage("decay", "e2d_lib/network/training.py", "weight_decay=recipe.weight_decay", "weight_decay=0.3",
              "tests/network/test_training.py -k decay"),
-    Breakage("words", "e2d_lib/evaluation/ablation.py", 'tested["p_holm"] < 0.05]', 'tested["p_holm"] < 0.5]',
+    Breakage("words", f"notebooks/{C6}.ipynb", 'tested["p_holm"] < 0.05]', 'tested["p_holm"] < 0.5]',
              "tests/evaluation/test_ablation.py -k words"),
     Breakage("key", "e2d_lib/study/notebook.py", "self._cells, values, library_hash()]", "self._cells, values]",
              "tests/study/test_runner.py -k library"),

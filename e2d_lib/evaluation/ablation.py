@@ -250,23 +250,6 @@ def finished(folder: str | Path) -> dict[str, pd.DataFrame]:
     return {path.parent.name: pd.read_csv(path) for path in sorted(Path(folder).glob("*/comparison.csv"))}
 
 
-def in_words(name: str, comparison: pd.DataFrame) -> list[str]:
-    """What a sweep says, as items of a Markdown list, one a metric: which cells differ from the baseline, or none."""
-    lines = []
-    for metric, tested in comparison[comparison["p_holm"].notna()].groupby("metric", sort=False):
-        differ = [
-            f"{row.cell} {row.difference:+.3f} ({row.difference_low:+.3f} to {row.difference_high:+.3f})"
-            for row in tested[tested["p_holm"] < 0.05].itertuples()
-        ]
-        found = "; ".join(differ) or "none differs from the baseline"
-        named, seen = words.name(metric), tested.get("detectable", pd.Series(dtype=float)).median()
-        seen = "" if pd.isna(seen) else f" (differences from {seen:.3f} would be seen)"
-        lines.append(
-            f"- {name}: of {len(tested)} settings, {named} against the baseline at p < 0.05 (Holm): {found}{seen}"
-        )
-    return lines
-
-
 def effects(comparison: pd.DataFrame) -> pd.DataFrame:
     """Differences as `register.register` takes them: id (how the cell's name begins), metric, value, low, high, n."""
     rows = comparison[comparison["difference"].notna()]

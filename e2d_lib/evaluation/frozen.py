@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from e2d_lib import words
 from e2d_lib.evaluation import metrics, multirun, sampling
 from e2d_lib.method import preprocess
 from e2d_lib.method.ssfl import slice_window
@@ -348,21 +347,3 @@ def _pairs(table: pd.DataFrame, axis: str, level: Any, base: Any, first: pd.Seri
         others = [name for name in rest if name != "few_shot"]
         table = table[(table[others] == first[others]).all(axis=1)]
     return table[table[axis] == level].merge(table[table[axis] == base], on=rest, suffixes=("", "_base"))
-
-
-def in_words(effects: pd.DataFrame) -> list[str]:
-    """Every effect that survives correction, whichever way, as items of a Markdown list; and what could be seen."""
-    lines = []
-    for (scope, metric, axis), part in effects.groupby(["scope", "metric", "axis"], sort=False):
-        clear = part[part["p_holm"] < 0.05]
-        what = "; ".join(
-            f"{row.level} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}) at {100 * row.few_shot:g} %"
-            for row in clear.itertuples()
-        )
-        seen = f"{len(part)} tested, differences from {part['detectable'].median():.3f} would be seen"
-        where = "other choices as in the paper" if scope == "paper" else "over all other choices"
-        lines.append(
-            f"- {axis}, {words.name(metric)}, {where}, against {part['baseline'].iloc[0]}: "
-            f"{what or 'none differs'} ({seen})"
-        )
-    return lines

@@ -454,34 +454,3 @@ def windows(done: "Preprocessed", scan_ids: Iterable[str] | None = None) -> dict
     usable = set(scans["scan_id"])
     asked = scans["scan_id"] if scan_ids is None else scan_ids
     return {scan_id: done.areas(scan_id) for scan_id in asked if scan_id in usable}
-
-
-HIGHER_IS_BETTER = ("lesion", "largest_area")
-
-
-def in_words(
-    tests: pd.DataFrame,
-    *,
-    n_samples: int = 8,
-    n_intervals: int = 4,
-    measures: Sequence[str] = ("ks", "wasserstein", "coverage", "lesion", "mean_area_error", "position_sd"),
-) -> list[str]:
-    """What `paired` found at one number of slices, as items of a Markdown list: one for each method tested.
-
-    Better or worse is what the corrected test and the interval of the mean agree on: over many windows the test of
-    signed ranks also finds shifts of which the mean knows nothing.
-    """
-    at = tests["n_samples"].eq(n_samples) & tests["n_intervals"].fillna(n_intervals).eq(n_intervals)
-    lines = []
-    for method, part in tests[at & tests["measure"].isin(measures)].groupby("method", sort=False):
-        found = []
-        for row in part.itertuples():
-            verdict = "no different"
-            if row.p_holm < 0.05 and row.low * row.high > 0:
-                verdict = "better" if (row.difference > 0) == (row.measure in HIGHER_IS_BETTER) else "worse"
-            found.append(
-                f"{MEASURES[row.measure]} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, "
-                f"{row.detectable:.3f} would be seen), {verdict}"
-            )
-        lines.append(f"- {method} against {part['baseline'].iloc[0]}, {n_samples} slices: {'; '.join(found)}")
-    return lines

@@ -5,7 +5,7 @@ probability, and ``chosen``, the threshold that the run's own training folds cho
 Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
 """
 
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -121,33 +121,6 @@ def by_group(
         for value, part in scores.groupby(group, sort=True)
     ]
     return _first([group], pd.concat(parts, ignore_index=True))
-
-
-def aggregations(
-    predictions: pd.DataFrame,
-    cohort: pd.DataFrame,
-    *,
-    seed: int = 0,
-    threshold: float = 0.5,
-    n_boot: int = 2000,
-    k: int = 3,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All ways from slices to a scan: metrics of each, and the paired comparison of each against the mean.
-
-    Gives `at_thresholds` after a column ``aggregation`` (each chooses its own threshold), and `paired` likewise, where
-    ``p_holm`` corrects all tests of the table together.
-    """
-    scores = {how: scan_scores(predictions, cohort, how=how, k=k) for how in AGGREGATIONS}
-    options: dict[str, Any] = {"seed": seed, "threshold": threshold, "n_boot": n_boot}
-    tables = [at_thresholds(table, **options).assign(aggregation=how) for how, table in scores.items()]
-    tests = [
-        paired(scores["mean"], table, **options).assign(aggregation=how)
-        for how, table in scores.items()
-        if how != "mean"
-    ]
-    together = pd.concat(tests, ignore_index=True)
-    together["p_holm"] = metrics.adjust(together["p_value"])
-    return tuple(_first(["aggregation"], table) for table in (pd.concat(tables, ignore_index=True), together))
 
 
 # Two runs ----------------------------------------------------------------------------------------------------------

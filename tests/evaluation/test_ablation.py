@@ -13,6 +13,7 @@ from e2d_lib.evaluation.ablation import Result, Setting
 from e2d_lib.network import prediction
 from e2d_lib.phantom import phantom
 from e2d_lib.scans.cohort import assign_folds, read_cohort
+from tests import cells
 
 
 def result(probabilities, labels, *, seed=0, draws=1, **setting) -> Result:
@@ -195,13 +196,14 @@ def test_a_sweep_in_words(tmp_path):
             "difference_low": [np.nan, -0.3, -0.1],
             "difference_high": [np.nan, -0.1, 0.3],
             "p_holm": [np.nan, 0.01, 0.06],
+            "detectable": [np.nan, 0.1, 0.2],
         }
     )
-    (line,) = ablation.in_words("window", table)
-    assert line.startswith("- window: of 2 settings") and line.endswith("b -0.200 (-0.300 to -0.100)")
-    assert ablation.in_words("window", table.iloc[[0, 2]])[0].endswith("none differs from the baseline")
-    (line,) = ablation.in_words("window", table.assign(detectable=[np.nan, 0.1, 0.2]))
-    assert line.endswith("(-0.300 to -0.100) (differences from 0.150 would be seen)")
+    found = cells.run("06_ablations", "of_sweeps = []", sweeps={"window": table, "none": table.iloc[[0, 2]]})
+    line, none = found.of_sweeps
+    assert line.startswith("- window: of 2 settings, ROC AUC against the baseline")
+    assert line.endswith(": b -0.200 (-0.300 to -0.100) (differences from 0.150 would be seen)")
+    assert none.endswith("none differs from the baseline (differences from 0.200 would be seen)")
     (tmp_path / "window").mkdir()
     table.to_csv(tmp_path / "window" / "comparison.csv")
     assert list(ablation.finished(tmp_path)) == ["window"]

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from e2d_lib.evaluation import frozen
 from e2d_lib.method.ssfl import slice_window
 from e2d_lib.network.features import Features
+from tests import cells
 
 ONE = {name: (values[0],) for name, values in frozen.AXES.items()}
 
@@ -165,7 +166,11 @@ def test_words_name_what_survives_whichever_way():
     effects = pd.DataFrame(rows, columns=["level", "difference", "p_holm", "few_shot"]).assign(
         scope="paper", axis="method", metric="macro_f1", baseline="systematic", low=-0.1, high=0.1, detectable=0.07
     )
-    (line,) = frozen.in_words(effects)
+
+    def said(effects):
+        return cells.run("06_ablations", "of_frozen, keys = ", frozen_effects=effects).of_frozen
+
+    (line,) = said(effects)
     assert "spaced +0.060" in line and "at 10 %; random -0.040" in line and "kds" not in line
     assert "3 tested" in line and "0.070" in line and "macro F1" in line
-    assert "none differs" in frozen.in_words(effects.iloc[:1])[0]
+    assert "none differs" in said(effects.iloc[:1])[0] and said(None) == []

@@ -409,8 +409,13 @@ def test_words_say_which_way_is_better():
     tests = pd.DataFrame(rows, columns=["measure", "difference", "low", "high", "p_holm"]).assign(
         method="kds", baseline="random", n_samples=8, n_intervals=4, detectable=0.14
     )
-    (line,) = sampling.in_words(tests)
+
+    def said(tests):
+        given = {"tests": tests, "spaced": tests[:0], "sampler_redraws": 2}
+        return cells.run("06_ablations", "of_samplers, higher_is_better = ", **given).of_samplers
+
+    (line,) = said(tests)
     verdicts = [part.rsplit(", ", 1)[1] for part in line.split("; ")]
     assert verdicts == ["better", "better", "worse", "no different", "no different"]
     assert line.startswith("- kds against random, 8 slices: Kolmogorov") and line.count("0.140 would be seen") == 5
-    assert sampling.in_words(tests.assign(n_samples=4)) == []
+    assert said(tests.assign(n_samples=4)) == said(tests.assign(n_intervals=8)) == []

@@ -153,10 +153,17 @@ class TestAtThresholds:
         assert table[table["value"].isna()]["reason"].ne("").all()
 
 
+def aggregations(predictions, **given):
+    """Chapter 5's two tables."""
+    given |= {"predictions": predictions, "cohort": cohort_of(predictions)}
+    left = cells.run("05_evaluation", "scoring.AGGREGATIONS", **given)
+    return left.aggregations, left.against_mean
+
+
 class TestAggregations:
     def test_every_way_by_numpy(self, rng):
         predictions = made(rng)
-        table, _ = scoring.aggregations(predictions, cohort_of(predictions), n_boot=20, k=2)
+        table, _ = aggregations(predictions, options={"n_boot": 20}, top_k=2)
         got = table[table["at"] == "0.5"].set_index(["aggregation", "metric"])["value"]
         valid = predictions[predictions["part"] == "valid"].groupby("scan_id")
         labels = valid["label"].first()
@@ -177,7 +184,7 @@ class TestAggregations:
 
     def test_each_is_paired_with_the_mean_and_corrected_by_holm(self, rng):
         predictions = made(rng)
-        table, tests = scoring.aggregations(predictions, cohort_of(predictions), n_boot=100)
+        table, tests = aggregations(predictions, options={"n_boot": 100})
         value = table[table["at"] == "0.5"].set_index(["aggregation", "metric"])["value"]
         auc = tests[tests["metric"] == "roc_auc"].set_index("aggregation")
         assert auc.index.tolist() == ["median", "max", "topk", "logodds"]

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 
 from e2d_lib.evaluation import sampling
 from e2d_lib.figures import images
+from e2d_lib.scans.readers import SliceError
 from tests import cells, reference
 from tests.figures import artists
 from tests.figures.artists import APART
@@ -64,8 +65,7 @@ def test_intensities():
     """Of three middle slices of two sources: the shares of their pixels, all of a source's together."""
     pictures = {"A": [[0, 80], [0, 0]], "": [[200, 80], [80, 80]]}
     middle = [({"source": source}, np.uint8(pictures[source])) for source in ("A", "", "A")]
-    survey = SimpleNamespace(middle_slices=lambda cohort, n: middle[:n])
-    figure = drawn(C1, "intensities", survey=survey, cohort=None)
+    figure = drawn(C1, "intensities", middle_slices=lambda n: middle[:n])
     (axis,) = figure.axes
     by_colour = {colour: dict(zip(x, y, strict=True)) for x, y, colour, _ in artists.lines(axis)}
     colours = artists.legend_colours(figure)
@@ -74,6 +74,24 @@ def test_intensities():
     assert of_unknown == near(dict.fromkeys(range(256), 0) | {80: 0.75, 200: 0.25})
     assert artists.crossing(axis)[0] == [100]  # the method's threshold
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_yscale()) == ("grey value", "share of pixels", "log")
+
+
+def test_middle_slices_come_in_turn_from_every_source_and_class():
+    sources = ["a"] * 4 + ["b"] * 2
+    cohort = pd.DataFrame({"scan_id": range(6), "source": sources, "label": pd.array([1, 1, 0, None, 1, 1], "Int64")})
+
+    class Scan(list):
+        def read(self, k):
+            if self[k] is None:
+                raise SliceError("broken")
+            return self[k]
+
+    scans = {0: Scan("xyz"), 1: Scan(), 2: Scan("pq"), 3: Scan([1, None]), 4: Scan([5]), 5: Scan("s")}
+    shown = SimpleNamespace(slices=lambda images, names: (images, names))
+    given = {"cohort": cohort, "open_scan": lambda row: scans[row["scan_id"]], "images": shown}
+    left = cells.run(C1, "def middle_slices", **given)
+    assert left.chapter.figures["examples"] == (["q", "y", 5, "s"], [2, 0, 4, 5])  # an empty and a broken one less
+    assert [image for _, image in left.middle_slices(2)] == ["q", "y"]
 
 
 def test_ssfl_steps():
@@ -320,8 +338,7 @@ def test_aggregations():
         ],
         columns=["aggregation", "at", "metric", "value", "low", "high"],
     )
-    scoring = SimpleNamespace(largest=lambda table: table, aggregations=lambda *_, **__: (table, None))
-    figure = drawn(C5, "aggregations", scoring=scoring, predictions=None, cohort=None, options={})
+    figure = drawn(C5, "aggregations", aggregations=table, against_mean=None)
     colours = artists.legend_colours(figure)
     titles = {"macro_f1": "macro F1", "brier": "Brier score (lower is better)"}
     for axis, (metric, title) in zip(panels(figure), titles.items(), strict=True):
