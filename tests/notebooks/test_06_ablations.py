@@ -3,14 +3,12 @@
 import itertools
 from types import SimpleNamespace
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from e2d_lib.evaluation import sampling
-from e2d_lib.figures import intervals
+from tests import cells
 from tests.conftest import ROOT
 from tests.notebooks.conftest import asked, holm, in_order, points, read_json
 
@@ -243,9 +241,6 @@ def test_groups_and_released_draws_of_patients(ci_run, patients):
 
 def test_scans_of_one_patient_count_as_one(rng):
     """The samplers' cell, run on 12 windows and on each of them three times over, as scans of one patient."""
-    (cell,) = (
-        c["source"] for c in nbformat.read(ROOT / f"notebooks/{CHAPTER}.ipynb", 4).cells if "of_windows(" in c.source
-    )
     areas = [rng.integers(1, 5000, rng.integers(9, 40)) for _ in range(12)]
     found = []
     for copies in (1, 3):
@@ -253,25 +248,14 @@ def test_scans_of_one_patient_count_as_one(rng):
         scans = pd.DataFrame(
             {"scan_id": list(names), "patient": list(names.values()), "status": "kept", "start": 0, "stop": 1}
         )
-        tables = {}
-        chapter = SimpleNamespace(
-            data_root=None,
-            save_table=lambda name, table, t=tables: t.setdefault(name, table),
-            save_figure=lambda *a: None,
-        )
+        chapter = cells.Chapter()
+        chapter.data_root = None
         done = SimpleNamespace(scans=scans, areas=lambda name, n=names: areas[n[name]])
         quiet = SimpleNamespace(of_scans=lambda *a, **k: {}, of_windows=lambda *a: {})
-        given = {
-            "chapter": chapter,
-            "done": done,
-            "cohort": scans,
-            "lesions": quiet,
-            "sampling": sampling,
-            "n_boot": 200,
-        }
-        given |= {"sampler_redraws": 1, "rng": np.random.default_rng(0), "intervals": intervals, "display": print}
-        exec(cell, given)
-        found.append([t[t["measure"] == "position_sd"].reset_index(drop=True) for t in tables.values()])
+        given = {"done": done, "cohort": scans, "lesions": quiet, "n_boot": 200, "sampler_redraws": 1}
+        given |= {"chapter": chapter, "rng": np.random.default_rng(0)}
+        cells.run(CHAPTER, "def sampler_quality", "of_windows(", **given)
+        found.append([t[t["measure"] == "position_sd"].reset_index(drop=True) for t in chapter.tables.values()])
     for once, many in zip(*found, strict=True):
         assert (many["n"] == 3 * once["n"]).all() and "low" in once
         kept = [c for c in ("value", "difference", "p_value", "detectable", "n_differ") if c in once]
