@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,15 +21,6 @@ from e2d_lib.method.preprocess import Preprocessed
 EVIDENCE = ("proved", "inferred", "stated")
 COLUMNS = ["id", "topic", "claim", "source", "evidence", "checked", "holds", "result", "effect"]
 COLUMNS += ["metric", "value", "low", "high", "corrected"]
-
-
-class Check(NamedTuple):
-    """What a check found. ``holds``: whether the statement was confirmed, None where it could not be decided."""
-
-    id: str
-    holds: bool | None
-    found: str
-    effects: tuple[Effect, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,19 +49,6 @@ def entries() -> list[Entry]:
     return [Entry(**fields, check=CHECKS.get(fields["id"])) for fields in listed]
 
 
-def run(
-    published: str | Path,
-    *,
-    cohort: Preprocessed | None = None,
-    cropped: Preprocessed | None = None,
-    rng: np.random.Generator,
-    also: Sequence[Entry] = (),
-) -> list[Check]:
-    """Every check, in the register's order. Arguments as in `register`."""
-    inputs = Inputs(Path(published), cohort, cropped, rng)
-    return [_run(entry, inputs) for entry in _with(also) if entry.check]
-
-
 def register(
     published: str | Path,
     *,
@@ -95,21 +72,25 @@ def register(
     >>> mine = Entry("X1", "window", "12 slices give 6", "method/README.md §3", "proved", "none",
     ...              check=lambda inputs: (forensics.trimmed_width(52) == 6, "(52 - 40) / 2 = 6", []))
     """
-    listed = _with(also)
+    listed = [*entries(), *also]
+    ids = [entry.id for entry in listed]
+    if twice := sorted({id for id in ids if ids.count(id) > 1}):
+        raise ValueError(f"ids used twice in the register: {', '.join(twice)}")
     inputs = Inputs(Path(published), cohort, cropped, rng)
-    checks = {entry.id: _run(entry, inputs) for entry in listed if entry.check}
-    given = _given(effects, {entry.id for entry in listed})
+    given = _given(effects, set(ids))
     rows = []
     for entry in listed:
-        done = checks.get(entry.id, Check(entry.id, None, "read in the released files; not recomputed"))
-        sizes = [*given.get(entry.id, []), *done.effects]
+        holds, found, own = None, "read in the released files; not recomputed", []
+        if entry.check:
+            holds, found, own = entry.check(inputs)
+        sizes = [*given.get(entry.id, []), *own]
         first = sizes[0] if sizes else Effect("", math.nan)
         rows.append(
             {
                 **{name: getattr(entry, name) for name in ("id", "topic", "claim", "source", "evidence", "corrected")},
                 "checked": "recomputed" if entry.check else "cited",
-                "holds": pd.NA if done.holds is None else bool(done.holds),
-                "result": done.found,
+                "holds": pd.NA if holds is None else bool(holds),
+                "result": found,
                 "effect": "; ".join(map(_in_words, sizes)),
                 **{name: getattr(first, name) for name in ("metric", "value", "low", "high")},
             }
@@ -136,19 +117,6 @@ def markdown(register: pd.DataFrame, *, data: str = "") -> str:
 
 
 # Inside -----------------------------------------------------------------------------------------------------------
-
-
-def _with(also: Sequence[Entry]) -> list[Entry]:
-    listed = [*entries(), *also]
-    ids = [entry.id for entry in listed]
-    if twice := sorted({id for id in ids if ids.count(id) > 1}):
-        raise ValueError(f"ids used twice in the register: {', '.join(twice)}")
-    return listed
-
-
-def _run(entry: Entry, inputs: Inputs) -> Check:
-    holds, found, effects = entry.check(inputs)
-    return Check(entry.id, None if holds is None else bool(holds), found, tuple(effects))
 
 
 def _given(effects: pd.DataFrame | None, known: set[str]) -> dict[str, list[Effect]]:

@@ -7,7 +7,6 @@ of the lungs goes with the volume through whatever is done to it, so that what a
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import nibabel as nib
@@ -229,31 +228,23 @@ def cut_through_lungs(volume: Volume, rng: np.random.Generator) -> Volume:
     return volume.part(np.s_[:], np.s_[:], np.s_[: (z.start + z.stop) // 2])
 
 
-class Failure(NamedTuple):
-    """What could go wrong: (volume, rng) -> volume, the lungs going with it; and what of the method should then act."""
-
-    make: Callable[[Volume, np.random.Generator], Volume]
-    why: str
-
-    @property
-    def title(self) -> str:
-        return self.make.__name__.replace("_", " ")
-
-
-WHY: dict[str, str] = io.shipped("e2d_lib.elsewhere", "failures.yaml")
-FAILURES = tuple(
-    Failure(make, WHY[make.__name__])
+FAILURES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
+    make.__name__.replace("_", " "): make
     for make in (
         *(prone, upside_down, thick_table, metal, small_circle, close_crop, soft_tissue_window, not_hounsfield),
         *(low_dose, white_lung, dense_lungs, thick_slices, coarse_pixels, cut_through_lungs),
     )
-)
+}
+"""What could go wrong, by name; the lungs go with the volume."""
+
+WHY = {name.replace("_", " "): why for name, why in io.shipped("e2d_lib.elsewhere", "failures.yaml").items()}
+"""What of the method should then act."""
 
 
 def spoilt(volume: Volume, *, seed: int = 0) -> dict[str, Volume]:
-    """The volume spoilt in every way of ``FAILURES``, by title; the same seed gives the same volumes."""
+    """The volume spoilt in every way of ``FAILURES``, by name; the same seed gives the same volumes."""
     rng = np.random.default_rng(seed)
-    return {failure.title: failure.make(volume, rng) for failure in FAILURES}
+    return {name: make(volume, rng) for name, make in FAILURES.items()}
 
 
 def _lung_box(volume: Volume) -> tuple[slice, ...]:

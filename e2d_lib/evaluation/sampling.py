@@ -82,34 +82,31 @@ def design(
     n_samples: int = 8,
     n_intervals: int | None = 4,
     method: str = "kds",
-    variant: kds.Variant = "corrected",
 ) -> list[tuple[NDArray[np.int64], int]]:
     """What one draw consists of: groups (slices, quota), of each quota slices at random, without replacement.
 
-    areas: (n,) lung areas of a window, pixels. n_samples, method, variant: of `kds.sample`, which draws just so; also
-    the method "spaced", n_samples runs of neighbouring slices, as equally long as can be, and one slice of each.
+    areas: (n,) lung areas of a window, pixels. n_samples, method: of `kds.sample`, which draws just so ("corrected");
+    also the method "spaced", n_samples runs of neighbouring slices, as equally long as can be, and one slice of each.
     n_intervals: None for methods without intervals.
 
     Gives (m,) int64 indices into ``areas`` and 1 <= quota <= m of each group. Groups are drawn independently. An index
-    can occur repeatedly, in one group ("released") or in several (a window shorter than n_samples).
+    is in several where a window is shorter than n_samples.
 
-    Raises ValueError as `kds.sample` does, for an empty window in every variant.
+    Raises ValueError as `kds.sample` does.
     """
     areas = checked_areas(areas)
     n = len(areas)
-    if method not in METHODS or variant not in get_args(kds.Variant):
-        raise SamplingError(f"no method {method!r} of variant {variant!r}; the methods are {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise SamplingError(f"no method {method!r}; the methods are {', '.join(METHODS)}")
     if operator.index(n_samples) < 1:
         raise SamplingError(f"n_samples is {n_samples}; expected at least 1")
     if n == 0:
         raise SamplingError("areas is empty: the window holds no slice to draw")
-    if n < n_samples and variant == "corrected":
+    if n < n_samples:
         return [(entry, 1) for entry in kds.sample(areas, n_samples).reshape(-1, 1)]  # all of them, without chance
-    if n < n_samples and variant == "released":
-        return [(np.arange(n), 1)] * n_samples  # with replacement
     if method == "spaced":
-        return [(part, 1) for part in np.array_split(np.arange(n), min(n, n_samples))]
-    groups = kds.strata(areas, n_samples, 1 if n_intervals is None else n_intervals, method, variant)
+        return [(part, 1) for part in np.array_split(np.arange(n), n_samples)]
+    groups = kds.strata(areas, n_samples, 1 if n_intervals is None else n_intervals, method)
     return [(slices, min(quota, len(slices))) for slices, quota in groups if quota and len(slices)]
 
 
@@ -118,17 +115,16 @@ def draws(
     n_samples: int = 8,
     n_intervals: int | None = 4,
     method: str = "kds",
-    variant: kds.Variant = "corrected",
     *,
     redraws: int = 50,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Many draws from one window at once: (redraws, s) sorted indices into ``areas``, each row as `kds.sample`'s.
+    """Many draws from one window at once: (redraws, n_samples) sorted indices into ``areas``, each as `kds.sample`'s.
 
-    The arguments are those of `design`. s is n_samples, or fewer where the variant "paper" gives fewer. The rows'
+    The arguments are those of `design`. The rows'
     distribution is that of `kds.sample`; the random numbers are not.
     """
-    return _draws(design(areas, n_samples, n_intervals, method, variant), redraws, rng)
+    return _draws(design(areas, n_samples, n_intervals, method), redraws, rng)
 
 
 def _draws(groups: list[tuple[NDArray[np.int64], int]], redraws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -268,7 +264,6 @@ def quality(
     settings: Iterable[Mapping[str, Any]],
     *,
     lesions: Mapping[str, ArrayLike] | None = None,
-    variant: kds.Variant = "corrected",
     redraws: int = 50,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
@@ -276,7 +271,7 @@ def quality(
 
     windows: scan_id -> (n,) lung areas inside the window, pixels, n >= 1 (`windows`). settings: as of `settings`.
     lesions: scan_id -> (n,) bool, whether a slice of the window bears a lesion (`lesions.of_windows`); scans that are
-    missing are unknown. variant: of `kds.sample`. redraws: draws that the measures in `ESTIMATED` are the mean of.
+    missing are unknown. redraws: draws that the measures in `ESTIMATED` are the mean of.
 
     Columns scan_id, method, n_samples, n_intervals (<NA> for methods without), window (n), and:
 
@@ -323,7 +318,7 @@ def quality(
         values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, bearing])
         known = bool(bearing.any())
         unknown = 0.0 if known else np.nan
-        designs = [design(areas, **{name: setting[name] for name in SETTING}, variant=variant) for setting in settings]
+        designs = [design(areas, **{name: setting[name] for name in SETTING}) for setting in settings]
         estimated = _estimated(window, [_draws(groups, redraws, rng) for groups in designs])
         scale = np.array([1, sd, n, n])
         for setting, groups, distances in zip(settings, designs, estimated / scale, strict=True):

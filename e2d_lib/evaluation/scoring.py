@@ -1,4 +1,4 @@
-"""What chapter 5 looks at: scan scores at two thresholds, aggregations, paired runs, groups, the worst errors.
+"""What chapter 5 looks at: scan scores at two thresholds, by run and by group, and runs paired.
 
 A table of scan scores here has one row a scan and run: fraction, seed, fold, scan_id, label, source, patient,
 probability, and ``chosen``, the threshold that the run's own training folds chose (NaN where they chose none).

@@ -1,4 +1,4 @@
-"""Scans of hospitals that took no part in training: the scores, the thresholds and the differences of chapter 8.
+"""Scans of hospitals that took no part in training: the scores and the thresholds of chapter 8.
 
 The challenges of the field (method.md §8) score the mean over sources of macro F1, on sources that training may not
 hold. A *head* is any function (training features, labels, features) -> probabilities; it is fitted anew for every part.

@@ -1,4 +1,4 @@
-"""Figures of curves and counts: what the data hold, areas along a scan, samplers, training, scores."""
+"""Figures of curves: lung areas along a scan."""
 
 from collections.abc import Mapping, Sequence
 

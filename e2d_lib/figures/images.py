@@ -1,4 +1,4 @@
-"""Figures of slices: the method's steps on them, what it finds, and what the network looks at."""
+"""Figures of slices: the method's steps on them, and what it finds."""
 
 from collections.abc import Sequence
 

@@ -26,10 +26,10 @@ EQUAL = np.full(12, 7)
 ALL = {"random": None, "systematic": 4, "kds": 4}
 
 
-def _quality(areas, *, lesions=None, redraws=50, seed=0, variant="corrected", **setting):
+def _quality(areas, *, lesions=None, redraws=50, seed=0, **setting):
     lesions = None if lesions is None else {"a": lesions}
     rng = np.random.default_rng(seed)
-    table = sampling.quality({"a": areas}, [setting], lesions=lesions, variant=variant, redraws=redraws, rng=rng)
+    table = sampling.quality({"a": areas}, [setting], lesions=lesions, redraws=redraws, rng=rng)
     return table.iloc[0]
 
 
@@ -58,17 +58,16 @@ class TestSettings:
 
 
 class TestDraws:
-    @pytest.mark.parametrize("variant", ["released", "paper", "corrected"])
     @pytest.mark.parametrize("method", ["random", "systematic", "kds"])
     @pytest.mark.parametrize("areas", [UNEQUAL, TIES, SHORT, EQUAL[:9]], ids=["unequal", "ties", "short", "equal"])
-    def test_distributed_as_samples(self, areas, method, variant):
+    def test_distributed_as_samples(self, areas, method):
         """Each design's draws, enumerated, are the outcomes of kds.sample, and as frequent (chi-square)."""
         n_samples = 4
-        expected = Counter(map(tuple, _outcomes(sampling.design(areas, n_samples, 2, method, variant))))
+        expected = Counter(map(tuple, _outcomes(sampling.design(areas, n_samples, 2, method))))
         total = sum(expected.values())
         rng = np.random.default_rng(3)
-        many = [tuple(kds.sample(areas, n_samples, 2, method, variant, rng).tolist()) for _ in range(3000)]
-        drawn = sampling.draws(areas, n_samples, 2, method, variant, redraws=3000, rng=rng)
+        many = [tuple(kds.sample(areas, n_samples, 2, method, rng=rng).tolist()) for _ in range(3000)]
+        drawn = sampling.draws(areas, n_samples, 2, method, redraws=3000, rng=rng)
         for sample in (Counter(many), Counter(map(tuple, drawn.tolist()))):
             assert set(sample) <= set(expected)
             if len(expected) == 1:
@@ -99,7 +98,6 @@ class TestDraws:
         assert (drawn // 5 == np.arange(8)).all()
         assert set(drawn.ravel().tolist()) == set(range(40))
 
-    @pytest.mark.parametrize("variant", ["released", "paper", "corrected"])
     @pytest.mark.parametrize(
         ("areas", "arguments", "message"),
         [
@@ -109,9 +107,9 @@ class TestDraws:
             ([1, -2], {}, "negative"),
         ],
     )
-    def test_bad_arguments(self, areas, arguments, message, variant):
+    def test_bad_arguments(self, areas, arguments, message):
         with pytest.raises(ValueError, match=message):
-            sampling.design(areas, variant=variant, **arguments)
+            sampling.design(areas, **arguments)
 
 
 class TestDistances:
@@ -142,16 +140,15 @@ class TestDistances:
 
 
 class TestExact:
-    @pytest.mark.parametrize("variant", ["released", "paper", "corrected"])
     @pytest.mark.parametrize("method", ["random", "systematic", "kds"])
     @pytest.mark.parametrize("areas", [UNEQUAL, TIES, SHORT, EQUAL], ids=["unequal", "ties", "short", "equal"])
-    def test_as_enumerated(self, areas, method, variant):
+    def test_as_enumerated(self, areas, method):
         """Means and SDs over all draws there are."""
         rng = np.random.default_rng(4)
         lesions = rng.random(len(areas)) < 0.3
         lesions[1] = True
-        row = _quality(areas, lesions=lesions, variant=variant, redraws=2, **_setting(method, 4, 2))
-        outcomes = np.array(_outcomes(sampling.design(areas, 4, 2, method, variant)))
+        row = _quality(areas, lesions=lesions, redraws=2, **_setting(method, 4, 2))
+        outcomes = np.array(_outcomes(sampling.design(areas, 4, 2, method)))
         sd = areas.std() or 1
         means, positions, bearing = areas[outcomes].mean(1), outcomes.mean(1), lesions[outcomes]
         expected = {

@@ -1,4 +1,4 @@
-"""Figures of curves and counts: the lines, bars, bands and colours hold the numbers, and the words say which."""
+"""Figures of curves: the lines and bars hold the numbers, and the words say which."""
 
 import numpy as np
 
