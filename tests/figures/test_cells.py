@@ -86,11 +86,11 @@ def test_middle_slices_come_in_turn_from_every_source_and_class():
                 raise SliceError("broken")
             return self[k]
 
-    scans = {0: Scan("xyz"), 1: Scan(), 2: Scan("pq"), 3: Scan([1, None]), 4: Scan([5]), 5: Scan("s")}
+    scans = {0: Scan("xyz"), 1: Scan("uvw"), 2: Scan("pq"), 3: Scan([1, None]), 4: Scan([5]), 5: Scan()}
     shown = SimpleNamespace(slices=lambda images, names: (images, names))
     given = {"cohort": cohort, "open_scan": lambda row: scans[row["scan_id"]], "images": shown}
     left = cells.run(C1, "def middle_slices", **given)
-    assert left.chapter.figures["examples"] == (["q", "y", 5, "s"], [2, 0, 4, 5])  # an empty and a broken one less
+    assert left.chapter.figures["examples"] == (["q", "y", 5, "v"], [2, 0, 4, 1])  # an empty and a broken one less
     assert [image for _, image in left.middle_slices(2)] == ["q", "y"]
 
 
