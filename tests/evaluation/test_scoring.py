@@ -252,8 +252,8 @@ class TestAnotherRun:
         predictions = slices({"a": (1, [0.9]), "b": (0, [0.1])})
         other = SimpleNamespace(preprocessed=lambda: SimpleNamespace(scans=theirs), read=lambda *_: predictions)
         given = {"scores": predictions, "cohort": cohort_of(predictions), "done": SimpleNamespace(scans=mine)}
-        chapter = SimpleNamespace(other=lambda name: other)
-        left = cells.run("05_evaluation", "if other_run:", other_run="results/other", chapter=chapter, **given)
+        given |= {"RunFolder": {"results/other": other}.__getitem__, "other_run": "results/other"}
+        left = cells.run("05_evaluation", "if other_run:", **given)
         assert left.name == "this run less results/other" and left.few["probability"].tolist() == [0.9, 0.1]
 
     def test_of_the_same_scans_is_let_through(self):
