@@ -146,16 +146,16 @@ class Preprocessed:
         return pd.read_parquet(self.folder / "findings.parquet")
 
     @cached_property
-    def _rows(self) -> pd.DataFrame:
+    def _rows(self) -> dict[str, Any]:
         first = self.scans["n_slices"].cumsum() - self.scans["n_slices"]
-        return self.scans.assign(first=first).set_index("scan_id")
+        return {row.scan_id: row for row in self.scans.assign(first=first).itertuples()}
 
-    def _row(self, scan_id: str) -> pd.Series:
-        if scan_id not in self._rows.index:
+    def _row(self, scan_id: str) -> Any:
+        if scan_id not in self._rows:
             raise PreprocessError(f"no scan {scan_id!r} among the {len(self.scans)} preprocessed ones")
-        row = self._rows.loc[scan_id]
-        if row["status"] == "excluded":
-            raise PreprocessError(f"scan {scan_id!r} is excluded ({row['reason']})")
+        row = self._rows[scan_id]
+        if row.status == "excluded":
+            raise PreprocessError(f"scan {scan_id!r} is excluded ({row.reason})")
         return row
 
     def pixels(self, scan_id: str) -> np.memmap:
@@ -165,8 +165,8 @@ class Preprocessed:
 
     def areas(self, scan_id: str) -> np.ndarray:
         """(window width,) int64, the lung areas inside the window, pixels: what KDS samples from."""
-        first, start, stop = self._row(scan_id)[["first", "start", "stop"]]
-        return self.slices["area"].to_numpy()[first + start : first + stop]
+        row = self._row(scan_id)
+        return self.slices["area"].to_numpy()[row.first + row.start : row.first + row.stop]
 
 
 def stem(scan_id: str) -> str:
