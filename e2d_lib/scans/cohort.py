@@ -322,13 +322,12 @@ def _scans(
             kind = file_kind(name) or format_of(entry.path)
             files[kind].append(entry) if kind else others.append(name)
     prefix = f"{scan_id}/" if scan_id else ""
-    volumes = {kind: [e for e in files[kind] if not names_mask(e.name)] for kind in ("nifti", "itk")}
+    volumes = [*files["nifti"], *files["itk"]]
     deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and names_mask(e.name))]
-    left_out = [e for kind in volumes for e in files[kind] if e not in volumes[kind]] if any(volumes.values()) else []
-    volumes = volumes if any(volumes.values()) else {kind: files[kind] for kind in volumes}
-    for entry in [*left_out, *(e for e in folders if e not in deeper)]:
+    scans = [e for e in volumes if not names_mask(e.name)] or volumes
+    for entry in [e for e in [*volumes, *folders] if e not in scans and e not in deeper]:
         note("", prefix + entry.name, "excluded", Reason.MASK)
-    found = [Found(prefix + e.name, e.path, kind) for kind, some in volumes.items() for e in some]
+    found = [Found(prefix + e.name, e.path, file_kind(e.name)) for e in scans]
     if files["dicom"]:
         series, unfit = dicom_scans(folder, [e.name for e in files["dicom"]])
         ids = [scan_id + one.path[len(folder) :].replace(os.sep, "/") for one in series]

@@ -241,14 +241,14 @@ def _read_header(folder: str, name: str) -> _Header:
                 kernel=next(iter(_words(_value(ds, "ConvolutionKernel"))), ""),
                 acquisition=str(_value(ds, "AcquisitionNumber") or ""),
                 original=_words(ds.get("ImageType"))[:1] in ([], ["ORIGINAL"]),
+                doubts=_header_doubts(ds),
             )
-            found = list(_header_doubts(ds))
-        return header._replace(doubts=(*map(str, found), *(f"{Reason.PARSER}: {short(text)}" for text in said)))
+        return header._replace(doubts=header.doubts + tuple(f"{Reason.PARSER}: {short(text)}" for text in said))
     except SliceError as error:
         return _Header(name, error.reason)
 
 
-def _header_doubts(ds: pydicom.Dataset) -> Sequence[str]:
+def _header_doubts(ds: pydicom.Dataset) -> tuple[str, ...]:
     found = [Reason.INVERTED] if ds.get("PhotometricInterpretation") == "MONOCHROME1" else []
     missing = [tag for tag in ("RescaleSlope", "RescaleIntercept") if ds.get(tag) is None]
     units = ds.get("RescaleType") or "HU"
@@ -256,7 +256,7 @@ def _header_doubts(ds: pydicom.Dataset) -> Sequence[str]:
         found.append(Reason.NO_RESCALE if missing[1:] else f"{Reason.HALF_RESCALE}: no {missing[0]}")
     if not str(units).upper().startswith("HU"):
         found.append(f"{Reason.OTHER_UNITS}: {units}")
-    return found
+    return tuple(map(str, found))
 
 
 def _unfit(ds: pydicom.Dataset) -> str:
@@ -331,17 +331,14 @@ def _one_stack(headers: list[_Header], notes: Notes) -> list[_Header]:
     if len(stacks) == 1:
         stacks = dict(enumerate(_passes(headers)))
     main = max(stacks.values(), key=lambda stack: (len(stack), _is_sharp(stack[0].kernel)))
-    ends = [_position(h) for h in main]
-    kept = list(main)
+    ends, kept = [_position(h) for h in main], []
     for stack in stacks.values():
         inside = sum(min(ends) <= _position(h) <= max(ends) for h in stack)
-        if stack is main:
-            continue
-        if len(main) > 2 and 2 * inside > len(stack):
-            for h in stack:
-                notes.add(h.name, "excluded", f"{Reason.OTHER_STACK}: beside that of {main[0].name}")
-        else:
+        if stack is main or len(main) < 3 or 2 * inside <= len(stack):
             kept += stack
+            continue
+        for h in stack:
+            notes.add(h.name, "excluded", f"{Reason.OTHER_STACK}: beside that of {main[0].name}")
     return kept
 
 

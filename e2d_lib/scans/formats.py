@@ -133,17 +133,13 @@ def strangers(names: Iterable[str]) -> list[tuple[str, str]]:
     found, unknown = [], Counter()
     for name in names:
         stem, ending = _ending(name)
-        if name.startswith("._"):
-            found.append((name, Reason.TWIN))
-        elif is_hidden(name):
-            found.append((name, Reason.SYSTEM_FILE))
-        elif ending in TEXTS or not ending or ending[1:].isdecimal():
+        if is_hidden(name):
+            found.append((name, Reason.TWIN if name.startswith("._") else Reason.SYSTEM_FILE))
+        elif file_kind(name) or ending in TEXTS or not ending or ending[1:].isdecimal():
             found.append((name, Reason.OTHER_FILE))
-        elif not file_kind(name) and not any(stem.lower() + head in lower for head in PARTS.get(ending, ())):
+        elif not any(stem.lower() + head in lower for head in PARTS.get(ending, ())):
             unknown[ending] += 1
             found.append((name, f"{Reason.UNKNOWN_FORMAT}: {ending}"))
-        elif file_kind(name):
-            found.append((name, Reason.OTHER_FILE))
     many = {ending for ending, count in unknown.items() if count > 3}
     kept = [(name, reason) for name, reason in found if _ending(name)[1] not in many]
     return kept + [

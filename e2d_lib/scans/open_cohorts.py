@@ -314,7 +314,7 @@ def _objects(series: pd.DataFrame, part: str, folder: Path, endpoint_url: str) -
     """What the server lists for the series (or their masks): key, size, etag, scan_id, part, path."""
     urls = series["url"] if part == "scans" else series["mask"][series["mask"] != ""]
     owner = {url.rstrip("*"): scan for url, scan in zip(urls, series.loc[urls.index, "scan_id"], strict=True)}
-    rows: list[dict[str, Any]] = []
+    rows = []
     for said in _s5cmd([f"ls {shlex.quote(url)}" for url in urls], endpoint_url):
         if "error" in said and said["error"] != "no object found":
             raise FetchError(f"the server's list cannot be read: {said['error']}")
@@ -322,9 +322,7 @@ def _objects(series: pd.DataFrame, part: str, folder: Path, endpoint_url: str) -
         prefix = key.rpartition("/")[0] + "/"
         if said.get("type") == "file" and OBJECT.fullmatch(key) and prefix in owner:
             path = folder / part / owner[prefix] / safe(key.rpartition("/")[2])
-            rows.append(
-                {"key": key, "size": said["size"], "etag": said["etag"], "scan_id": owner[prefix], "path": path}
-            )
+            rows.append((key, said["size"], said["etag"], owner[prefix], path))
     return pd.DataFrame(rows, columns=["key", "size", "etag", "scan_id", "path"]).assign(part=part).sort_values("key")
 
 
