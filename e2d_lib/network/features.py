@@ -96,26 +96,21 @@ def extract(
             for (name, _), own in zip(group, np.split(values, ends), strict=True):
                 io.write_array(paths[name], own)
                 bar.update()
-    return load(done, folder, tuple(names))
+    parts = _read(tuple(paths.values()))
+    counts = np.array([len(part) for part in parts], dtype=np.int64)
+    return Features(
+        scan_ids=tuple(names),
+        values=np.concatenate(parts),
+        starts=np.cumsum(counts) - counts,
+        counts=counts,
+        areas=tuple(done.areas(name) for name in names),
+        about=io.read_json(folder / "about.json"),
+    )
 
 
 @functools.lru_cache(maxsize=4)
 def _read(paths: tuple[Path, ...]) -> list[np.ndarray]:
     return [np.load(path, allow_pickle=False) for path in paths]
-
-
-def load(done: Preprocessed, folder: Path, scan_ids: tuple[str, ...]) -> Features:
-    """Features that `extract` has written into the folder."""
-    parts = _read(tuple(folder / _file_name(done, name) for name in scan_ids))
-    counts = np.array([len(part) for part in parts], dtype=np.int64)
-    return Features(
-        scan_ids=scan_ids,
-        values=np.concatenate(parts),
-        starts=np.cumsum(counts) - counts,
-        counts=counts,
-        areas=tuple(done.areas(name) for name in scan_ids),
-        about=io.read_json(folder / "about.json"),
-    )
 
 
 def frozen_network(backbone: str, weights: bool | str, *, size: int, device: str = "auto") -> E2D:

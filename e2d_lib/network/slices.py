@@ -29,6 +29,8 @@ BLANK = -1
 """Index of an input without a slice: zero after ImageNet normalisation, label 0 (method/README.md §4, released)."""
 UNKNOWN = -1
 """Label of a scan whose class is not known."""
+RESIDENT = 0.6
+"""Share of a device's free memory that pixels may take, leaving room for the model."""
 
 
 class DatasetError(ValueError):
@@ -89,7 +91,7 @@ class ScanSlices:
         widths = np.array([len(array) for array in arrays], dtype=np.int64)
         size = sizes.pop()[0] if sizes else 0
         if resident == "auto":
-            resident = int(widths.sum()) * size * size <= _budget(torch.device(device))
+            resident = int(widths.sum()) * size * size <= RESIDENT * free(torch.device(device))
         return cls(
             scan_ids=tuple(str(name) for name in scan_ids),
             labels=np.array([UNKNOWN if pd.isna(label) else int(label) for label in labels], dtype=np.int64),
@@ -158,15 +160,6 @@ class ScanSlices:
             batch[k, 0] = self.pixels[scan][number - ends[scan]]  # negative: counted from the scan's end
         host = torch.from_numpy(batch)
         return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-
-
-RESIDENT = 0.6
-"""Share of a device's free memory that pixels may take, leaving room for the model."""
-
-
-def _budget(device: torch.device) -> int:
-    """Bytes that pixels may take on a device."""
-    return int(RESIDENT * free(device))
 
 
 def _to_device(arrays: Sequence[np.ndarray], widths: np.ndarray, size: int, device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,24 +168,35 @@ def selection(recipe: Recipe, inner: ScanSlices | None) -> str:
     return f"{recipe.select_by} of " + (f"{len(inner)} scans held out" if inner else "the reported fold")
 
 
-@dataclass
 class State:
-    """Of one run: network, averaged weights, optimiser, scaler, history; ``same`` is what makes it this run."""
+    """Of one run: network, averaged weights, optimiser, scaler, history.
 
-    net: E2D
-    trained: nn.Module  # what is called in training: the network, compiled where the recipe asks for it
-    average: Any
-    optimiser: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    augment: Augment | None
-    recipe: Recipe
-    device: torch.device
-    steps_an_epoch: int
-    at_once: int  # slices in one forward and backward pass
-    out_dir: Path
-    same: dict[str, Any]
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "score": None})
+    at_once: slices in one forward and backward pass. same: what makes it this run.
+    """
+
+    def __init__(
+        self,
+        net: E2D,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        steps_an_epoch: int,
+        at_once: int,
+        out_dir: Path,
+        same: dict[str, Any],
+    ) -> None:
+        self.net, self.recipe, self.device, self.out_dir, self.same = net, recipe, device, out_dir, same
+        self.steps_an_epoch, self.at_once = steps_an_epoch, at_once
+        self.trained = torch.compile(net) if recipe.compile else net  # what is called in training
+        self.average = _average(net, recipe)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+        fused = device.type in ("cuda", "cpu")  # one pass over all weights in place of a loop
+        self.optimiser = kind(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+        half = precision(recipe.amp, device) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.augment = Augment(recipe.strengths) if recipe.augment else None
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "score": None}
 
     def rate(self, number: int) -> float:
         return learning_rate(number, self.recipe.epochs * self.steps_an_epoch, self.recipe)
@@ -222,25 +233,11 @@ def begin(parts: dict[str, ScanSlices], config: ModelConfig, recipe: Recipe, out
     net = build(replace(config, pretrained=False) if saved else config, seed=recipe.seed)
     net.config = config
     net.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    dtype = precision(recipe.amp, device)
-    images = recipe.scans_per_step * recipe.n_samples
     at_once = recipe.micro_batch or (saved or {}).get("at_once")  # a resumed run goes on as it began
-    at_once = at_once or memory.fitting(config, images, parts["train"].size, dtype, free(device))
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    run = State(
-        net=net,
-        trained=torch.compile(net) if recipe.compile else net,
-        average=_average(net, recipe),
-        optimiser=_optimiser(net, recipe, device),
-        scaler=scaler,
-        augment=Augment(recipe.strengths) if recipe.augment else None,
-        recipe=recipe,
-        device=device,
-        steps_an_epoch=steps,
-        at_once=at_once,
-        out_dir=out_dir,
-        same=same,
-    )
+    if not at_once:
+        images, dtype = recipe.scans_per_step * recipe.n_samples, precision(recipe.amp, device)
+        at_once = memory.fitting(config, images, parts["train"].size, dtype, free(device))
+    run = State(net, recipe, device, steps_an_epoch=steps, at_once=at_once, out_dir=out_dir, same=same)
     if saved:
         run.history, run.best = saved["history"], saved["best"]
         if "net" in saved:  # else it is finished, and nothing is left to train
@@ -360,12 +357,6 @@ def check_classes(slices: ScanSlices, what: str) -> None:
             f"{what}: {missing} among {len(slices)} ({positive} positive, {negative} negative); "
             "training and AUC need both classes"
         )
-
-
-def _optimiser(net: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-    fused = device.type in ("cuda", "cpu")  # one pass over all weights in place of a loop
-    return kind(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
 
 
 def _average(net: nn.Module, recipe: Recipe) -> Any:
