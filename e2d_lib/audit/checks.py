@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from e2d_lib import bootstrap, io
 from e2d_lib.audit.fits import score_fits
@@ -25,6 +26,8 @@ N_SAMPLES = 8
 DRAWS, DRAWN_SCANS = 20, 200
 """Monte Carlo: draws from each window, and windows drawn from (a random choice where there are more)."""
 EPOCHS = 24
+SPLITS = {"train": "training", "valid": "validation"}
+FOUND: dict[str, str] = io.shipped("e2d_lib.audit", "found.yaml")
 
 
 class Effect(NamedTuple):
@@ -63,7 +66,13 @@ class Inputs:
 
     @cached_property
     def windows(self) -> pd.DataFrame:
-        return pd.read_csv(self.published / "saved_windows.csv")
+        """Saved windows of each split, label and width: scans, those left of them that are not dropped, and draws."""
+        return pd.read_csv(self.published / "saved_windows.csv").eval("left = scans - dropped")
+
+    def saved(self, where: str = "width >= 0", column: str = "scans") -> dict[str, int]:
+        """How many ``column`` counts in each split, over the saved windows for which ``where`` holds."""
+        table = self.windows.query(where)
+        return {split: int(table.loc[table["split"] == split, column].sum()) for split in SPLITS}
 
     @cached_property
     def fits(self) -> pd.DataFrame:
@@ -74,29 +83,19 @@ class Inputs:
         return curves.real(self.published / "real_areas")
 
     @cached_property
-    def curves(self) -> dict[str, np.ndarray]:
-        """scan_id -> lung areas of all its slices, of the scans that preprocessing did not exclude."""
-        return curves_of(self.cohort)
+    def scans(self) -> pd.DataFrame:
+        """The cohort's scans that are not excluded, by scan_id.
 
-    @cached_property
-    def positive(self) -> dict[str, bool]:
-        """scan_id -> class, of the labelled scans among `curves`."""
-        scans = self.cohort.scans
-        labels = scans["label"] if "label" in scans else pd.Series(pd.NA, index=scans.index)
-        known = dict(zip(scans["scan_id"], labels, strict=True))
-        return {scan: bool(known[scan] == 1) for scan in self.curves if not pd.isna(known[scan])}
-
-    @cached_property
-    def uncut(self) -> dict[str, tuple[int, int]]:
-        return {scan: ssfl.slice_window(areas, 0.5, False) for scan, areas in self.curves.items()}
-
-    @cached_property
-    def cut(self) -> dict[str, tuple[int, int]]:
-        return {scan: ssfl.slice_window(areas, 0.5, True) for scan, areas in self.curves.items()}
-
-    @cached_property
-    def cut_widths(self) -> np.ndarray:
-        return np.array([stop - start for start, stop in self.cut.values()], dtype=np.int64)
+        label; areas of all its slices; n; the windows of the whole curve (uncut) and of the cut one; the areas inside
+        the former (kept); the latter's width (cut_width).
+        """
+        table = self.cohort.scans.set_index("scan_id")[["label"]].join(areas_of(self.cohort), how="right")
+        table["n"] = table["areas"].map(len)
+        table["uncut"], table["cut"] = (
+            [ssfl.slice_window(areas, 0.5, trim) for areas in table["areas"]] for trim in (False, True)
+        )
+        table["kept"] = [areas[slice(*window)] for areas, window in zip(table["areas"], table["uncut"], strict=True)]
+        return table.assign(cut_width=[stop - start for start, stop in table["cut"]])
 
     @cached_property
     def drawn(self) -> list[tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]]:
@@ -104,8 +103,7 @@ class Inputs:
         if self.cohort is None:
             windows = [self.rng.integers(0, 30_000, self.rng.integers(N_SAMPLES, 200)) for _ in range(20)]
         else:
-            windows = [areas[slice(*self.uncut[scan])] for scan, areas in self.curves.items()]
-            windows = [areas for areas in windows if len(areas) >= N_SAMPLES and np.ptp(areas) > 0]
+            windows = [areas for areas in self.scans["kept"] if len(areas) >= N_SAMPLES and np.ptp(areas) > 0]
         if len(windows) > DRAWN_SCANS:
             windows = [windows[k] for k in np.sort(self.rng.choice(len(windows), DRAWN_SCANS, replace=False))]
 
@@ -114,60 +112,39 @@ class Inputs:
 
         return [(areas, draws(areas, "released", DRAWS), draws(areas, "corrected", EPOCHS)) for areas in windows]
 
-    def saved(self, split: str, label: int | None = None) -> pd.DataFrame:
-        """Saved windows of a split (and class): width, scans, and those of them that are not dropped."""
-        table = self.windows[self.windows["split"] == split]
-        table = table if label is None else table[table["label"] == label]
-        return table.assign(left=table["scans"] - table["dropped"])
 
-
-CheckFunction = Callable[[Inputs], tuple[bool | None, str, list[Effect]]]
-CHECKS: dict[str, CheckFunction] = {}
+CHECKS: dict[str, Callable[[Inputs], Iterator]] = {}
 
 
 def check(id: str) -> Callable[[Callable[[Inputs], Iterator]], Callable]:
     """Enter a generator as the check of an entry: first it gives the verdict and what was found, then its effects.
 
-    What was found is text, or the facts that ``found.yaml`` puts into words: a mapping, or several, joined. Effects
-    are asked for only where there is a cohort.
+    What was found is text, or the facts that ``found.yaml`` puts into words: a mapping, or several, joined.
     """
-
-    def keep(function: Callable[[Inputs], Iterator]) -> Callable:
-        def run(given: Inputs) -> tuple[bool | None, str, list[Effect]]:
-            steps = function(given)
-            holds, facts = next(steps)
-            several = [facts] if isinstance(facts, Mapping) else facts
-            found = facts if isinstance(facts, str) else "; ".join(_texts()[id].format(**one) for one in several)
-            return holds, found, list(steps) if given.cohort is not None else []
-
-        CHECKS[id] = run
-        return function
-
-    return keep
+    return functools.partial(CHECKS.setdefault, id)
 
 
-@functools.cache
-def _texts() -> dict[str, str]:
-    return io.shipped("e2d_lib.audit", "found.yaml")
+def done(id: str, given: Inputs) -> tuple[bool | None, str, list[Effect]]:
+    """The check of an entry done: its verdict, what was found in words, and its effects where there is a cohort."""
+    steps = CHECKS[id](given)
+    holds, facts = next(steps)
+    several = [facts] if isinstance(facts, Mapping) else facts
+    found = facts if isinstance(facts, str) else "; ".join(FOUND[id].format(**one) for one in several)
+    return holds, found, list(steps) if given.cohort is not None else []
 
 
-def curves_of(cohort: Preprocessed) -> dict[str, np.ndarray]:
+def areas_of(cohort: Preprocessed) -> pd.Series:
+    """scan_id -> lung areas of all its slices, of the scans that preprocessing did not exclude."""
     kept = cohort.scans.loc[cohort.scans["status"] != "excluded", "scan_id"]
-    areas = cohort.slices.sort_values(["scan_id", "index"], kind="stable").groupby("scan_id")["area"]
-    by_scan = {scan: values.to_numpy() for scan, values in areas}
-    return {scan: by_scan[scan] for scan in kept}
+    by_scan = cohort.slices.sort_values(["scan_id", "index"], kind="stable").groupby("scan_id")["area"]
+    return pd.Series({scan: by_scan.get_group(scan).to_numpy() for scan in kept}, name="areas")
 
 
-def half_of(n: int) -> int:
-    return -(-n // 2)
-
-
-def share_of(metric: str, successes: int, n: int) -> Effect:
-    """A share of n, with Clopper-Pearson's 95 % interval."""
-    if n == 0:
-        return Effect(metric, math.nan, unit="share")
-    low, high = bootstrap.clopper_pearson(int(successes), int(n))
-    return Effect(metric, successes / n, low, high, int(n), "share")
+def share_of(metric: str, flags: ArrayLike) -> Effect:
+    """A share of the flags that are set, with Clopper-Pearson's 95 % interval."""
+    flags = np.asarray(flags, dtype=bool)
+    low, high = bootstrap.clopper_pearson(int(flags.sum()), flags.size)
+    return Effect(metric, float(flags.mean()), low, high, flags.size, "share")
 
 
 def mean_of(metric: str, values: Sequence[float], rng: np.random.Generator, unit: str = "") -> Effect:

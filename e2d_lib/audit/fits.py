@@ -48,20 +48,18 @@ def score_fit(metric: str, text: str, wide: bool = False) -> dict:
     AUC cannot tell), solutions (in the rows searched, or in `POSITIVE_ROWS`), as_scans (solutions in `SCANS`, macro F1
     only), distance (spacings of 2^-53) and chance (solutions expected of a number that is no score at all).
     """
-    value, fit = float(text), {}
+    value = float(text)
     if metric == "macro_f1":
         searched = ALL_ROWS if wide else ROWS
         found = forensics.f1_totals(value, searched)
+        fit = {"rows": found[0].rows, "errors": found[0].errors, "distance": found[0].distance} if found else {}
         as_scans = len(forensics.f1_totals(value, SCANS))
-        fit |= {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(searched)}
-        if found:
-            fit |= {"rows": found[0].rows, "errors": found[0].errors, "distance": found[0].distance}
-    else:
-        found = forensics.auc_positives(value, VALIDATION_ROWS, POSITIVE_ROWS)
-        pairs = {frozenset((one.positives, one.negatives)): one for one in found}
-        chance = forensics.auc_chance(VALIDATION_ROWS, POSITIVE_ROWS)
-        fit |= {"rows": VALIDATION_ROWS, "solutions": len(pairs), "chance": chance}
-        if found:
-            smaller, larger = sorted((found[0].positives, found[0].negatives))
-            fit |= {"smaller_class": smaller, "larger_class": larger, "distance": found[0].distance}
-    return fit
+        return fit | {"solutions": len(found), "as_scans": as_scans, "chance": forensics.f1_chance(searched)}
+    found = forensics.auc_positives(value, VALIDATION_ROWS, POSITIVE_ROWS)
+    fit = {}
+    if found:
+        smaller, larger = sorted(found[0][:2])
+        fit = {"smaller_class": smaller, "larger_class": larger, "distance": found[0].distance}
+    pairs = {frozenset(one[:2]) for one in found}
+    chance = forensics.auc_chance(VALIDATION_ROWS, POSITIVE_ROWS)
+    return fit | {"rows": VALIDATION_ROWS, "solutions": len(pairs), "chance": chance}

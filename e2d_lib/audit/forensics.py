@@ -109,20 +109,16 @@ def auc_positives(score: float, rows: int, positives: range, *, spacings: float 
     >>> [(p.positives, p.doubled_pairs) for p in auc_positives(2 / 3, 4, range(1, 4))]
     [(1, 4), (3, 4)]
     """
-    fits = [fit for fit in auc_nearest(score, rows, positives) if abs(fit.distance) <= spacings]
-    return sorted(fits, key=lambda fit: (round(abs(fit.distance), 9), fit.positives))
-
-
-def auc_nearest(score: float, rows: int, positives: range) -> list[Positives]:
-    """The possible AUC nearest to ``score`` for each number of positives that leaves both classes, in their order."""
     _open_unit(score, "AUC")
-    exact, nearest = Fraction(score), []
+    exact, found = Fraction(score), []
     for p in positives:
         if 0 < p < rows:
             pairs = 2 * p * (rows - p)
             count = round(exact * pairs)
-            nearest.append(Positives(p, rows - p, count, float((Fraction(count, pairs) - exact) / SPACING)))
-    return nearest
+            distance = float((Fraction(count, pairs) - exact) / SPACING)
+            if abs(distance) <= spacings:
+                found.append(Positives(p, rows - p, count, distance))
+    return sorted(found, key=lambda fit: (round(abs(fit.distance), 9), fit.positives))
 
 
 def auc_chance(rows: int, positives: range, *, spacings: float = 4.0) -> float:
@@ -153,6 +149,17 @@ def lengths_of_width(width: int) -> list[int]:
     """
     top = TRIM_HEAD + TRIM_TAIL + 2 * width
     return [n for n in range(1, top + 1) if trimmed_width(n) == width]
+
+
+def slices_of_widths(widths: Iterable[int], scans: Iterable[int]) -> tuple[int, int]:
+    """Fewest and most slices of so many scans of each width of the released training window.
+
+    >>> slices_of_widths([8, 11], [1, 2])
+    (227, 255)
+    """
+    lengths = [(lengths_of_width(width), count) for width, count in zip(widths, scans, strict=True)]
+    low, high = (sum(pick(possible) * int(count) for possible, count in lengths) for pick in (min, max))
+    return low, high
 
 
 def touched(lengths: Iterable[int], sampled: int) -> float:

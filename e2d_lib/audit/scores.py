@@ -31,7 +31,7 @@ def _slice_rows(given: Inputs):
     }  # fmt: skip
     yield holds, facts
 
-    n = np.array([len(areas) for areas in given.curves.values()], dtype=float)
+    n = given.scans["n"].to_numpy(dtype=float)
     kish = n.sum() ** 2 / (n**2).sum() / len(n)
     yield Effect("effective share of scans when each counts by its slices", float(kish), n=len(n), unit="share")
     yield Effect("weight of the longest scan over the shortest", float(n.max() / n.min()), n=len(n))
@@ -45,14 +45,10 @@ def _turned_rows(given: Inputs):
     negative = round(float(given.outputs.loc["Validation/Negative", "length_before"] * 153))
     holds = bool((fits["solutions"] == 1).all()) and pairs == [(negative, positive)] + [(43_970, 45_294)] * 3
     turned, mirrored = positive - 43_970, positive - 45_294
-    table = given.saved("valid", 1)
+    table = given.windows.query("split == 'valid' and label == 1")
     wide = table[table["width"] > N_SAMPLES]
-    low, high = (
-        positive
-        + EXCLUDED_SLICES
-        - sum(pick(forensics.lengths_of_width(w)) * k for w, k in zip(wide["width"], wide["left"], strict=True))
-        for pick in (max, min)
-    )
+    least, most = forensics.slices_of_widths(wide["width"], wide["left"])
+    low, high = positive + EXCLUDED_SLICES - most, positive + EXCLUDED_SLICES - least
     holds &= low <= turned <= high and not low <= mirrored <= high
     chance = float(fits["chance"].mean())
     products = {p * (VALIDATION_ROWS - p) for p in POSITIVE_ROWS}
@@ -67,7 +63,7 @@ def _turned_rows(given: Inputs):
 
 @check("E4")
 def _few_shot_rows(given: Inputs):
-    table = given.saved("train").groupby("width")["left"].sum()
+    table = given.windows.query("split == 'train'").groupby("width")["left"].sum()
     known = {(n,): 1 for n in SHORT_SCANS}
     groups = {tuple(forensics.lengths_of_width(w)): int(k) for w, k in table.items() if w and k}
     groups[tuple(n for n in forensics.lengths_of_width(0) if n >= 20)] = int(table[0]) - len(known)
@@ -76,7 +72,7 @@ def _few_shot_rows(given: Inputs):
     listed = ", ".join(f"{f:.0%} of the rows {low:.1%} to {high:.1%}" for f, (low, high) in bounds.items())
     yield holds, {"rows": round(0.01 * 384_904), "listed": listed}
 
-    n = [len(areas) for areas in given.curves.values()]
+    n = given.scans["n"].tolist()
     for f in bounds:
         touched = forensics.touched(n, round(f * sum(n)))
         yield Effect(f"scans touched by {f:.0%} of the slice rows", touched, n=len(n), unit="share")

@@ -1,30 +1,29 @@
 """Windows, draws, and what reaches the network of them: entries B, C and D of the register."""
 
+import math
+
 import numpy as np
 from scipy.stats import gaussian_kde
 
 from e2d_lib.audit import checks, forensics
-from e2d_lib.audit.checks import N_SAMPLES, Effect, Inputs, check, curves_of, half_of, mean_of, share_of
+from e2d_lib.audit.checks import N_SAMPLES, SPLITS, Effect, Inputs, areas_of, check, mean_of, share_of
 from e2d_lib.method import curves, ssfl
 
 EXCLUDED_SLICES = 399  # of validation positive ct_scan_60, the 18th excluded scan (D4)
-SPLITS = {"train": "training", "valid": "validation"}
 
 
 @check("B1")
 def _cut_in_training_only(given: Inputs):
-    table = given.saved("train")
-    low, high = (
-        sum(pick(forensics.lengths_of_width(w)) * k for w, k in zip(table["width"], table["scans"], strict=True))
-        for pick in (min, max)
-    )
+    table = given.windows.query("split == 'train'")
+    low, high = forensics.slices_of_widths(table["width"], table["scans"])
     whole = 2 * int((table["width"] * table["scans"]).sum())
     yield low <= 385_631 <= high and whole < 385_631, {"low": low, "high": high, "whole": whole}
 
-    pairs = [(given.uncut[scan], given.cut[scan], areas) for scan, areas in given.curves.items()]
-    overlap = [curves.overlap(a, b) for a, b, _ in pairs]
-    area = [1 - areas[slice(*b)].sum() / areas[slice(*a)].sum() for a, b, areas in pairs if areas.any()]
-    yield share_of("scans whose window differs when the curve is cut", sum(a != b for a, b, _ in pairs), len(pairs))
+    scans = given.scans
+    overlap = [curves.overlap(*pair) for pair in scans[["uncut", "cut"]].to_numpy()]
+    rows = scans[["areas", "cut", "kept"]].to_numpy()
+    area = [1 - areas[slice(*cut)].sum() / kept.sum() for areas, cut, kept in rows if areas.any()]
+    yield share_of("scans whose window differs when the curve is cut", scans["uncut"] != scans["cut"])
     yield mean_of("overlap of the two windows (intersection over union)", overlap, given.rng, "share")
     yield mean_of("lung area of the window lost by the cut", area, given.rng, "share")
 
@@ -32,15 +31,14 @@ def _cut_in_training_only(given: Inputs):
 @check("B2")
 def _empty_windows(given: Inputs):
     windows = {n: ssfl.slice_window(np.ones(n, dtype=np.int64), 0.5, True) for n in range(1, 701)}
-    widths = {n: int(stop - start) for n, (start, stop) in windows.items()}
+    widths = {n: stop - start for n, (start, stop) in windows.items()}
     empty = [n for n, width in widths.items() if width == 0]
-    starts = min(int(start) for start, _ in windows.values())
-    counts = {split: int(given.saved(split).query("width == 0")["scans"].sum()) for split in SPLITS}
+    counts = given.saved("width == 0")
     holds = empty == [*range(1, 41), *range(60, 66)] and [widths[n] for n in (59, 65, 81)] == [10, 0, 8]
-    holds &= starts >= 20 and all(width == forensics.trimmed_width(n) for n, width in widths.items())
+    holds &= min(windows.values())[0] >= 20 and all(widths[n] == forensics.trimmed_width(n) for n in widths)
     yield holds and counts == {"train": 69, "valid": 15}, counts
 
-    yield share_of("scans with an empty window", int((given.cut_widths == 0).sum()), len(given.cut))
+    yield share_of("scans with an empty window", given.scans["cut_width"] == 0)
 
 
 @check("B3")
@@ -48,13 +46,14 @@ def _areas_on_crop(given: Inputs):
     if given.cohort is None or given.cropped is None:
         yield None, "needs the cohort preprocessed both ways; not done in this run"
         return
-    crop = curves_of(given.cropped)
-    pairs = [(given.uncut[scan], ssfl.slice_window(crop[scan], 0.5, False)) for scan in given.curves if scan in crop]
-    moved = sum(a != b for a, b in pairs)
-    yield None, {"moved": moved, "pairs": len(pairs)}
+    pairs = [
+        (given.scans["uncut"][scan], ssfl.slice_window(crop, 0.5)) for scan, crop in areas_of(given.cropped).items()
+    ]
+    moved = [a != b for a, b in pairs]
+    yield None, {"moved": sum(moved), "pairs": len(pairs)}
 
     overlap = [curves.overlap(*pair) for pair in pairs]
-    yield share_of("scans whose window differs with areas on the crop", moved, len(pairs))
+    yield share_of("scans whose window differs with areas on the crop", moved)
     yield mean_of("overlap of the two windows (intersection over union)", overlap, given.rng, "share")
 
 
@@ -81,22 +80,21 @@ def _largest_never_drawn(given: Inputs):
 
 @check("C2")
 def _equal_areas(given: Inputs):
-    repeats = {split: int(given.saved(split)["drawn_repeated"].sum()) for split in SPLITS}
+    repeats = given.saved(column="drawn_repeated")
     yield repeats == {"train": 3, "valid": 2}, repeats
 
     if given.drawn:
         equal = [len(np.unique(areas)) < len(areas) for areas, _, _ in given.drawn]
         repeated = [np.mean([len(np.unique(draw)) < len(draw) for draw in draws]) for _, draws, _ in given.drawn]
-        yield share_of("windows that hold equal areas", sum(equal), len(equal))
+        yield share_of("windows that hold equal areas", equal)
         yield mean_of("released draws that repeat a slice", repeated, given.rng, "share")
 
 
 @check("C3")
 def _fewer_than_eight(given: Inputs):
-    wide = {split: given.saved(split).query(f"width >= {N_SAMPLES}") for split in SPLITS}
-    counts = [[int(table[name].sum()) for name in ("drawn_7", "drawn_6", "scans")] for table in wide.values()]
-    words = [{"split": split, "counts": found} for split, found in zip(SPLITS.values(), counts, strict=True)]
-    yield counts == [[37, 2, 1123], [10, 0, 267]], words
+    found = [given.saved(f"width >= {N_SAMPLES}", column) for column in ("drawn_7", "drawn_6", "scans")]
+    counts = {split: [one[split] for one in found] for split in SPLITS}
+    yield counts == {"train": [37, 2, 1123], "valid": [10, 0, 267]}, _by_split(counts)
 
     if given.drawn:
         short = [np.mean([len(draw) < N_SAMPLES for draw in draws]) for _, draws, _ in given.drawn]
@@ -105,16 +103,14 @@ def _fewer_than_eight(given: Inputs):
 
 @check("C4")
 def _short_windows(given: Inputs):
-    tables = {split: given.saved(split) for split in SPLITS}
-    few = {split: int(table.query(f"2 <= width < {N_SAMPLES}")["scans"].sum()) for split, table in tables.items()}
-    none = {split: int(table.query("width < 2")["scans"].sum()) for split, table in tables.items()}
+    few, none = given.saved(f"2 <= width < {N_SAMPLES}"), given.saved("width < 2")
     holds = few == {"train": 144, "valid": 39} and none == {"train": 91, "valid": 20}
     holds &= 144 + 91 + 1123 == 1358 and 39 + 20 + 267 == 326 and 2 + 5 + 1406 == 1413
     yield holds, {"few": few, "none": none}
 
-    short = int(((given.cut_widths >= 2) & (given.cut_widths < N_SAMPLES)).sum())
-    yield share_of("scans with a cut window of 2 to 7 slices", short, len(given.cut))
-    yield share_of("scans with a cut window of 0 or 1", int((given.cut_widths < 2).sum()), len(given.cut))
+    width = given.scans["cut_width"]
+    yield share_of("scans with a cut window of 2 to 7 slices", width.between(2, N_SAMPLES, inclusive="left"))
+    yield share_of("scans with a cut window of 0 or 1", width < 2)
 
 
 @check("C5")
@@ -139,26 +135,22 @@ def _singular(given: Inputs):
         raised = True
     yield raised, {"does": "raises LinAlgError" if raised else "does not fail"}
 
-    flat = sum(np.ptp(areas[slice(*given.uncut[scan])]) == 0 for scan, areas in given.curves.items())
-    yield share_of("windows of equal areas", flat, len(given.curves))
+    yield share_of("windows of equal areas", [np.ptp(areas) == 0 for areas in given.scans["kept"]])
 
 
 @check("D1")
 def _blank_and_negative(given: Inputs):
-    counts = {}
-    for split in SPLITS:
-        table = given.saved(split)
-        short = table[table["width"] <= N_SAMPLES]
-        by_label = [int(short.loc[short["label"] == label, "scans"].sum()) for label in (0, 1)]
-        exact = int(short.loc[short["width"] == N_SAMPLES, "scans"].sum())
-        counts[split] = [int(table["scans"].sum()), sum(by_label), *by_label, exact]
-    holds = counts == {"train": [1358, 265, 125, 140, 30], "valid": [326, 68, 34, 34, 9]}
-    yield holds, [{"split": SPLITS[split], "counts": found} for split, found in counts.items()]
+    short = f"width <= {N_SAMPLES}"
+    kinds = (short, f"{short} and label == 0", f"{short} and label == 1", f"width == {N_SAMPLES}")
+    found = [given.saved(), *map(given.saved, kinds)]
+    counts = {split: [one[split] for one in found] for split in SPLITS}
+    yield counts == {"train": [1358, 265, 125, 140, 30], "valid": [326, 68, 34, 34, 9]}, _by_split(counts)
 
-    blank = {scan for scan, width in zip(given.cut, given.cut_widths, strict=True) if width <= N_SAMPLES}
-    yield share_of("scans that would be blank", len(blank), len(given.cut))
-    if positive := [scan for scan, label in given.positive.items() if label]:
-        yield share_of("positive scans labelled negative", len(blank & set(positive)), len(positive))
+    blank = given.scans["cut_width"] <= N_SAMPLES
+    yield share_of("scans that would be blank", blank)
+    positive = given.scans["label"].eq(1).fillna(False)
+    if positive.any():
+        yield share_of("positive scans labelled negative", blank[positive])
 
 
 @check("D2")
@@ -178,7 +170,7 @@ def _label_of_seven(given: Inputs):
             score(np.array([0.0, 1.0, label]), np.array([0.0, 1.0, 1.0]))
         except ValueError:
             raised.append(name)
-    scans = int(given.saved("train", 1).query(f"width > {N_SAMPLES}")["drawn_7"].sum())
+    scans = given.saved(f"label == 1 and width > {N_SAMPLES}", "drawn_7")["train"]
     facts = {"label": label, "raised": " and ".join(raised) or "neither", "scans": scans}
     yield len(raised) == 2 and scans == 1, facts
 
@@ -186,16 +178,20 @@ def _label_of_seven(given: Inputs):
 @check("D4")
 def _eighteenth_scan(given: Inputs):
     lengths = forensics.lengths_of_width(167)  # its saved window is [119, 286) or so: 167 slices
-    dropped = [int(given.saved(split)["dropped"].sum()) for split in SPLITS]
-    saved = int(given.saved("valid", 1).query("width == 167")["scans"].sum())
+    dropped = list(given.saved(column="dropped").values())
+    saved = given.saved("label == 1 and width == 167")["valid"]
     facts = {"dropped": dropped, "all": sum(dropped), "lengths": lengths, "excluded": EXCLUDED_SLICES}
     yield dropped == [9, 8] and lengths == [398, 399] and saved > 0, facts
 
 
 @check("D6")
 def _eight_slices(given: Inputs):
-    window = [int(edge) for edge in ssfl.slice_window(np.arange(8, 0, -1), 0.5, False)]
-    yield window == [0, 4], {"window": window, "longest": max(n for n in range(1, 100) if half_of(n) <= N_SAMPLES)}
+    window = ssfl.slice_window(np.arange(8, 0, -1))
+    longest = max(n for n in range(1, 100) if math.ceil(n / 2) <= N_SAMPLES)
+    yield window == (0, 4), {"window": window, "longest": longest}
 
-    blank = sum(stop - start <= N_SAMPLES for start, stop in given.uncut.values())
-    yield share_of("scans with an uncut window of 8 or fewer", blank, len(given.uncut))
+    yield share_of("scans with an uncut window of 8 or fewer", given.scans["kept"].map(len) <= N_SAMPLES)
+
+
+def _by_split(counts: dict[str, list[int]]) -> list[dict]:
+    return [{"split": SPLITS[split], "counts": found} for split, found in counts.items()]

@@ -1,8 +1,10 @@
 """The published reduction table: entries A of the register."""
 
+import math
+
 import numpy as np
 
-from e2d_lib.audit.checks import Effect, Inputs, check, half_of, mean_of, share_of
+from e2d_lib.audit.checks import Effect, Inputs, check, mean_of, share_of
 from e2d_lib.method import reduction
 
 
@@ -37,7 +39,8 @@ def _two_rules_in_testing(given: Inputs):
 def _lengths_of_other_windows(given: Inputs):
     holds, facts = True, []
     for split, row, stated, slices in (("train", "Training", 111.64, 385_631), ("valid", "Validation", 108.68, 90_690)):
-        table, area, printed = given.saved(split), given.outputs.loc[row], given.table.loc[row, "length_after"]
+        table = given.windows[given.windows["split"] == split]
+        area, printed = given.outputs.loc[row], given.table.loc[row, "length_after"]
         width = np.average(table["width"], weights=table["scans"])
         share = (table["width"] * table["scans"]).sum() / slices
         volume = 1 - float(area["area_after"] / area["area_before"]) * share
@@ -46,9 +49,8 @@ def _lengths_of_other_windows(given: Inputs):
         facts[-1] |= {"printed": printed, "volume": volume}
     yield holds, facts
 
-    n = np.array([len(areas) for areas in given.curves.values()])
-    whole = np.array([stop - start for start, stop in given.uncut.values()])
-    yield mean_of("slices removed by the window, cut curve", 1 - given.cut_widths / n, given.rng, "share")
+    cut, whole, n = given.scans["cut_width"], given.scans["kept"].map(len), given.scans["n"]
+    yield mean_of("slices removed by the window, cut curve", 1 - cut / n, given.rng, "share")
     yield mean_of("slices removed by the window, whole curve", 1 - whole / n, given.rng, "share")
 
 
@@ -57,7 +59,7 @@ def _more_than_half(given: Inputs):
     printed = float(given.table.loc["Testing", "length_delta"])
     singles = [287, 163, 243, 91]  # the mixed-shape test scans that were cut to one slice and kept
     largest = ((1413 - len(singles)) * 0.5 + sum(1 - 1 / n for n in singles)) / 1413
-    half = all(1 - half_of(n) / n <= 0.5 for n in range(1, 1001))
+    half = all(1 - math.ceil(n / 2) / n <= 0.5 for n in range(1, 1001))
     yield half and 0.5 < printed < largest, {"printed": printed, "largest": largest}
 
 
@@ -65,11 +67,10 @@ def _more_than_half(given: Inputs):
 def _cut_off_not_rounded(given: Inputs):
     cells = reduction.check_published(given.table.reset_index(), given.outputs.reset_index())
     sound = cells[~cells["row"].isin(["(T+V) Positive", "Testing"])]
-    plain = {"area_before_k": ("area_before", 1e3), "area_after_k": ("area_after", 1e3)}
-    plain |= {"length_before": ("length_before", 1), "length_after": ("length_after", 1)}
-    plain |= {"area_delta": ("area_delta_mean_of_ratios", 1), "length_delta": ("length_delta_mean_of_ratios", 1)}
+    plain = dict(zip(reduction.DECIMALS, reduction.OUTPUTS[1:], strict=False))  # the areas and the lengths
+    unit = {"area_before_k": 1e3, "area_after_k": 1e3}
     sides = [
-        (printed, round(float(given.outputs.loc[row, plain[name][0]]) / plain[name][1], reduction.DECIMALS[name]))
+        (printed, round(float(given.outputs.loc[row, plain[name]]) / unit.get(name, 1), reduction.DECIMALS[name]))
         for row, name, printed in sound[["row", "quantity", "published"]].itertuples(index=False)
         if name in plain
     ]
@@ -102,5 +103,5 @@ def _populations(given: Inputs):
     yield holds, [{"row": row, "slices": slices[row], "n": n, "all": total} for row, (n, total) in lengths.items()]
 
     scans = given.cohort.scans
-    outside = int(scans.loc[scans["status"] == "excluded", "n_slices"].sum())
-    yield share_of("measured slices that are in scans without a window", outside, int(scans["n_slices"].sum()))
+    outside = np.repeat(scans["status"] == "excluded", scans["n_slices"])
+    yield share_of("measured slices that are in scans without a window", outside)
