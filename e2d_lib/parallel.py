@@ -2,14 +2,14 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 ALONE = 2.0
-"""Seconds worked without helpers first: processes take longer than that to start, so small jobs do not want any."""
+"""Seconds that processes take to start: so long a job is done without any, and where less than twice that is left."""
 
 IN_FLIGHT = 1000
 """Items handed to a Dask scheduler at a time: enough for hundreds of cores, nothing for the scheduler's memory."""
@@ -21,7 +21,7 @@ class WorkersError(ValueError):
 
 def unordered(
     task: Callable[[Any], Any],
-    items: Iterable[Any],
+    items: Sequence[Any],
     *,
     n_jobs: int = -1,
     scheduler: str | None = None,
@@ -30,26 +30,26 @@ def unordered(
     """``task(item)`` for each item, in the order in which they are done: for a while here, then by processes.
 
     n_jobs: processes, -1 for one on each core; 1 stays in this process. scheduler: address of a Dask scheduler
-    ("tcp://…") that does everything instead; its workers must see the same folders. alone: seconds worked in this
-    process before others are started (default ``ALONE``). Processes are gone when the last result is taken or the
-    generator is closed: workers that outlive their job would be reported as leaked when a notebook's kernel ends.
+    ("tcp://…") that does everything instead; its workers must see the same folders. alone: seconds that processes take
+    to start (default ``ALONE``). Processes are gone when the last result is taken or the generator is closed: workers
+    that outlive their job would be reported as leaked when a notebook's kernel ends.
 
     Raises WorkersError where no scheduler answers, or a worker was killed; and what a task raises.
     """
     if scheduler:
         yield from _on_dask(task, items, scheduler)
         return
-    items, until = iter(items), time.perf_counter() + (ALONE if alone is None else alone)
-    for item in items:
-        if n_jobs != 1 and time.perf_counter() >= until:
-            items = itertools.chain([item], items)
+    alone, began = ALONE if alone is None else alone, time.perf_counter()
+    for done, item in enumerate(items):
+        spent = time.perf_counter() - began
+        if n_jobs != 1 and spent >= alone and spent * (len(items) - done) >= 2 * alone * done:
             break
         yield task(item)
     else:
         return
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)
     try:
-        yield from parallel(joblib.delayed(task)(item) for item in items)
+        yield from parallel(joblib.delayed(task)(item) for item in items[done:])
     except TerminatedWorkerError as error:
         raise WorkersError(
             "a worker process was killed (out of memory, most often): run again with fewer processes; "

@@ -1,7 +1,9 @@
 """Work over processes: everything is done once, wherever it is done."""
 
+import itertools
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,14 @@ def test_each_item_is_done_once(monkeypatch, n_jobs, alone):
 def test_nothing_to_do_starts_nothing(monkeypatch):
     monkeypatch.setattr(parallel, "ALONE", 0.0)
     assert list(parallel.unordered(square, [], n_jobs=2)) == []
+
+
+def test_what_is_done_before_processes_have_started_is_done_here(monkeypatch):
+    """Five items of a second each, of which two seconds show that the rest is not worth the start of processes."""
+    clock = itertools.chain([0], itertools.count())
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(perf_counter=clock.__next__))
+    found = list(parallel.unordered(square, range(5), n_jobs=2))
+    assert found == [(x * x, os.getpid()) for x in range(5)]
 
 
 def test_an_error_reaches_the_caller(monkeypatch):

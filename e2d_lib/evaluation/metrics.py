@@ -234,13 +234,11 @@ def adjust(pvalues: Any) -> np.ndarray:
     >>> adjust([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    from statsmodels.stats.multitest import multipletests
-
     values = np.asarray(pvalues, dtype=float)
     result = np.full(values.shape, np.nan)
-    present = ~np.isnan(values)
-    if present.any():
-        result[present] = multipletests(values[present], method="holm")[1]
+    order = np.argsort(values)[: np.count_nonzero(~np.isnan(values))]  # NaN sorts last
+    # statsmodels' form calls Python's garbage collector each time: up to 0.25 s in a chapter that imports torch.
+    result[order] = np.maximum.accumulate(values[order] * np.arange(len(order), 0, -1)).clip(max=1)
     return result
 
 

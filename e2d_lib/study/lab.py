@@ -4,6 +4,7 @@ An IPython extension, which ``make env`` has every kernel of the environment loa
 after a restart the first cell that is run may be one that imports nothing. And a hook of Jupyter's server.
 """
 
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ INTERRUPTED = "Interrupted. Run the cell again: it goes on from what is finished
 
 def load_ipython_extension(shell: Any) -> None:
     """What IPython calls."""
+    gc.set_threshold(100_000, 50, 100)  # of the seconds that torch and timm take to be imported, one in six was its
     shell.set_custom_exc((NameError, KeyboardInterrupt), _show)
 
 

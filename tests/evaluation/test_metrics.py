@@ -11,6 +11,7 @@ from scipy.special import expit
 from scipy.stats import binom, norm
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
+from statsmodels.stats.multitest import multipletests
 
 from e2d_lib import bootstrap
 from e2d_lib.evaluation import metrics
@@ -556,6 +557,10 @@ class TestAdjust:
     def test_holm_by_hand(self):
         """Sorted 0.005 0.01 0.03 0.04 times 4, 3, 2, 1, never decreasing."""
         assert metrics.adjust([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    def test_as_statsmodels_has_it_with_ties(self):
+        p = np.random.default_rng(0).integers(0, 20, 30) / 20
+        assert metrics.adjust(p) == pytest.approx(multipletests(p, method="holm")[1])
 
     def test_nan_is_no_comparison(self):
         result = metrics.adjust([0.01, np.nan, 0.04])
