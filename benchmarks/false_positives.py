@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.stats import norm
 
 from e2d_lib import io
-from e2d_lib.evaluation.multirun import Runs, runs, test
+from e2d_lib.evaluation.metrics import Runs, runs
+from e2d_lib.evaluation.multirun import test
 
 
 def simulate(

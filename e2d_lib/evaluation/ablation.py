@@ -282,7 +282,7 @@ def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     for metric in METRICS:
         if min(len(set(patients[labels == value])) for value in (0, 1)) < 2:
             continue
-        a, b = (multirun.runs(labels, t.loc[both].to_numpy().T, metric, patients=patients) for t in tables)
+        a, b = (metrics.runs(labels, t.loc[both].to_numpy().T, metric, patients=patients) for t in tables)
         paired = tables[0].columns.equals(tables[1].columns)
         found = multirun.test(b - a) if paired else multirun.test(b, a)
         rows[metric] = {**found, "difference_low": found["low"], "difference_high": found["high"]}

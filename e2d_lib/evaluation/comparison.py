@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 from e2d_lib import bootstrap
-from e2d_lib.evaluation import metrics
+from e2d_lib.evaluation import metrics, multirun
 
 COMPARED = ("roc_auc", "accuracy", "macro_f1")
 
@@ -56,13 +56,13 @@ def compare(
     rows = []
     for metric in COMPARED:
         value_a, value_b = (point[metric] for point in points)
-        low, high, p, error, method, reason = *[np.nan] * 4, "", metrics.undefined(metric, runs[0])
+        low, high, p, seen, method, reason = *[np.nan] * 4, "", metrics.undefined(metric, runs[0])
         if reason:
             pass
         elif metric in equal:
             p, reason = 1.0, f"equal {equal[metric]}"
         elif metric not in resampled:
-            low, high, p, error, method, reason = _delong_test(runs, contrast)
+            low, high, p, seen, method, reason = _delong_test(runs, contrast)
         else:
             reason = lone
             if metric == "accuracy" and len(runs) == 2 and groups is None:
@@ -71,12 +71,12 @@ def compare(
                 reason = "every replicate gives the same difference"
             elif not lone:
                 low, high = bootstrap.percentiles(replicates[metric])
-                error = replicates[metric].std()
+                seen = metrics.detectable(replicates[metric].std())
                 if not method:
                     beyond = min((replicates[metric] <= 0).sum(), (replicates[metric] >= 0).sum())
                     p = min(1.0, 2 * (beyond + 1) / (n_boot + 1))
                 method = f"{method}; paired bootstrap" if method else "paired bootstrap"
-        n, seen = len(runs[0].labels), metrics.detectable(error)
+        n = len(runs[0].labels)
         rows.append((metric, value_a, value_b, value_b - value_a, low, high, p, seen, n, method, reason))
     columns = ["metric", "a", "b", "difference", "low", "high", "p_value", "detectable", "n", "method", "reason"]
     return pd.DataFrame(rows, columns=columns)
@@ -84,13 +84,9 @@ def compare(
 
 def _each_run(labels: Any, scores: Any, thresholds: Any, groups: Any) -> list[metrics.Scored]:
     """(n,) or (n, seeds) scores as runs; thresholds: a number, or of the scores' shape."""
-    scores, thresholds = np.asarray(scores, dtype=float), np.asarray(thresholds, dtype=float)
-    if scores.ndim == 1:
-        return [metrics.checked(labels, scores, thresholds, None, groups)]
-    if scores.ndim != 2 or not scores.shape[1]:
-        raise ValueError(f"scores are (n,) or (n, seeds), got shape {scores.shape}")
-    cuts = thresholds.T if thresholds.ndim else [thresholds] * scores.shape[1]
-    return [metrics.checked(labels, column, cut, None, groups) for column, cut in zip(scores.T, cuts, strict=True)]
+    scores = np.atleast_2d(np.asarray(scores, dtype=float).T)
+    cuts = np.broadcast_to(np.asarray(thresholds, dtype=float).T, scores.shape)
+    return [metrics.checked(labels, own, cut, None, groups) for own, cut in zip(scores, cuts, strict=True)]
 
 
 def _equal(pair: Sequence[Sequence[metrics.Scored]], name: str) -> bool:
@@ -99,28 +95,23 @@ def _equal(pair: Sequence[Sequence[metrics.Scored]], name: str) -> bool:
 
 
 def _delong_test(runs: Sequence[metrics.Scored], contrast: np.ndarray) -> tuple[float, float, float, float, str, str]:
-    """low, high, p, standard error, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
+    """low, high, p, detectable, method, reason for the sum of the AUCs by ``contrast``, all on the same scans."""
     if lone := metrics.lone_class(runs[0]):
         return *[np.nan] * 4, "", lone
-    auc, covariance = metrics.delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
-    difference, variance = contrast @ auc, contrast @ covariance @ contrast
-    if variance < 1e-15:
-        if abs(difference) < 1e-12:
+    auc, parts = metrics.runs(runs[0].labels, np.stack([run.probabilities for run in runs]))
+    summed = metrics.Runs(contrast[None] @ auc, contrast[None] @ parts)
+    if np.square(summed.parts).sum() < 1e-15:
+        if abs(summed.values.item()) < 1e-12:
             return np.nan, np.nan, 1.0, np.nan, "", "equal order of positive and negative scans"
         return *[np.nan] * 4, "", "DeLong's variance is 0"
-    error = np.sqrt(variance)
-    reach = norm.isf((1 - bootstrap.LEVEL) / 2) * error
-    p = 2 * norm.sf(abs(difference) / error)
-    return float(difference - reach), float(difference + reach), float(p), float(error), "DeLong, paired", ""
+    found = multirun.test(summed)
+    return found["low"], found["high"], found["p_value"], found["detectable"], "DeLong, paired", ""
 
 
 def _mcnemar(first: metrics.Scored, second: metrics.Scored) -> float:
     """Exact two-sided p; only scans that just one of the runs gets right count. They are not none here."""
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    right_a, right_b = first.decisions == first.labels, second.decisions == second.labels
-    table = [
-        [(right_a & right_b).sum(), (right_a & ~right_b).sum()],
-        [(~right_a & right_b).sum(), (~right_a & ~right_b).sum()],
-    ]
-    return float(mcnemar(table, exact=True).pvalue)
+    a_alone, b_alone = (
+        int(((one.decisions == one.labels) & (other.decisions != other.labels)).sum())
+        for one, other in ((first, second), (second, first))
+    )
+    return float(binomtest(a_alone, a_alone + b_alone).pvalue)

@@ -293,7 +293,7 @@ def summary(tier: Tier) -> pd.DataFrame:
     """The settings with each metric's mean over replicates, and its SD (``_sd``)."""
     table = tier.settings.copy()
     for metric in multirun.METRICS:
-        values = np.stack([multirun.runs(tier.labels, scores, metric).values for scores in tier.scores])
+        values = np.stack([metrics.runs(tier.labels, scores, metric).values for scores in tier.scores])
         table[metric] = values.mean(1)
         table[f"{metric}_sd"] = values.std(1, ddof=1) if values.shape[1] > 1 else np.nan
     return table
@@ -309,7 +309,7 @@ def effects(tiers: Sequence[Tier]) -> pd.DataFrame:
     """
     table = tiers[0].settings
     measured = {
-        metric: [[multirun.runs(tier.labels, s, metric, patients=tier.patients) for s in tier.scores] for tier in tiers]
+        metric: [[metrics.runs(tier.labels, s, metric, patients=tier.patients) for s in tier.scores] for tier in tiers]
         for metric in multirun.METRICS
     }
     first, rows = table.iloc[0], []

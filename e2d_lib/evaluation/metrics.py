@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import norm, rankdata, t
+from scipy.stats import rankdata, t
 
 from e2d_lib import bootstrap
 from e2d_lib.network.scores import require_probabilities
@@ -113,74 +113,92 @@ def pooled(
     """
     if runs.empty:
         raise ValueError("no runs: the table of predictions is empty")
-    keys = _run_keys(runs)
-    groups = "patient" if "patient" in runs else None
-    seeds = [("", runs)] if "seed" not in runs else list(runs.groupby("seed", sort=True))
-    parts = []
-    for seed, part in seeds:
+    if missing := [name for name in ("scan_id", "label", "probability") if name not in runs]:
+        raise ValueError(f"the table of runs lacks the columns {missing}")
+    if not (keys := [name for name in ("seed", "fold") if name in runs]):
+        raise ValueError("the table of runs needs a column seed or fold to tell runs apart")
+
+    def scored(part: pd.DataFrame) -> Scored:
+        weight = None if weights is None else part[weights]
+        return checked(part.label, part.probability, part.get("threshold", threshold), weight, part.get("patient"))
+
+    parts: list[pd.DataFrame] = []
+    for seed, part in runs.groupby("seed", sort=True) if "seed" in runs else [("", runs)]:
         part = part.sort_values("scan_id", kind="stable").reset_index(drop=True)
         if (twice := part.scan_id.duplicated()).any():
             raise ValueError(
                 f"seed {seed}: {part.scan_id[twice].iloc[0]} is predicted twice; expected one fold per scan"
             )
         if parts and not (part.scan_id.equals(parts[0].scan_id) and (part.label == parts[0].label).all()):
-            raise ValueError(f"seed {seed} has other scans or labels than seed {seeds[0][0]}")
+            raise ValueError(f"seed {seed} has other scans or labels than seed {parts[0].seed[0]}")
         parts.append(part)
-    data = [_run_data(part, threshold, weights, groups) for part in parts]
-    result = _evaluated(data, weights is not None, rng, n_boot)
-
-    every = runs.groupby(keys, sort=True, dropna=False)
-    single = pd.DataFrame([points(_run_data(part, threshold, weights)) for _, part in every])
-    single = single.melt(var_name="metric").groupby("metric")["value"]
-    result["run_mean"] = result.metric.map(single.mean())
-    result["run_sd"] = result.metric.map(single.std(ddof=1))
-    result["n_runs"] = result.metric.map(single.count())
+    data = [scored(part) for part in parts]
     by_seed = pd.DataFrame([points(one) for one in data])
-    result["seed_sd"] = result.metric.map(by_seed.std(ddof=1))
-    return result
+    single = pd.DataFrame([points(scored(part)) for _, part in runs.groupby(keys, sort=True, dropna=False)])
+    spread = {"run_mean": single.mean(), "run_sd": single.std(), "n_runs": single.count(), "seed_sd": by_seed.std()}
+    table = _intervals(data, by_seed.mean(), weights is not None, rng, n_boot)
+    return table.join(pd.DataFrame(spread), on="metric")
 
 
-# DeLong ------------------------------------------------------------------------------------------------------------
+# Influence of the scans --------------------------------------------------------------------------------------------
 
 
-def delong(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """AUCs and their covariance by DeLong's method, with midranks (ties count one half).
+class Runs(NamedTuple):
+    """A metric of some runs on the same scans. values: (runs,); parts: (runs, patients), their influence on each,
+    scaled so that ``parts @ parts.T`` is the runs' covariance over the choice of patients."""
 
-    ``labels``: (n,) 0 or 1; ``scores``: (n,) or (runs, n), any scale. Gives (runs,) and (runs, runs) float64.
-    The covariance is NaN with fewer than 2 scans of a class. Raises ValueError when a class is absent.
-    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988) 837-845; midranks after Sun & Xu, IEEE Signal
-    Processing Letters 21 (2014) 1389-1393.
+    values: np.ndarray
+    parts: np.ndarray
 
-    >>> auc, covariance = delong([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
-    >>> float(auc[0]), float(covariance[0, 0])
+    def __sub__(self, other: "Runs") -> "Runs":
+        return Runs(self.values - other.values, self.parts - other.parts)
+
+
+def runs(
+    labels: Any, probabilities: Any, metric: str = "roc_auc", threshold: float = 0.5, *, patients: Any = None
+) -> Runs:
+    """Of (scans,) labels and (scans,) or (runs, scans) probabilities: `metric`, "roc_auc" or "macro_f1", of each run.
+
+    The influence is a jackknife's, within the classes. Of ROC AUC that is DeLong's (DeLong, DeLong & Clarke-Pearson,
+    Biometrics 44 (1988) 837-845; by ranks after Sun & Xu, IEEE Signal Processing Letters 21 (2014) 1389-1393). It is
+    summed in each patient (Obuchowski, Biometrics 53 (1997) 567-578), as scans of one patient may depend on each other
+    in any way, and scaled as each class has n patients in place of m scans.
+    patients: (scans,), whose; without it each scan is one's.
+
+    Raises ValueError with fewer than two scans, or two patients, of a class.
+
+    >>> found = runs([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+    >>> float(found.values[0]), round(float((found.parts @ found.parts.T)[0, 0]), 12)
     (0.75, 0.125)
     """
-    labels = _labels(labels)
-    scores = np.atleast_2d(np.asarray(scores, dtype=float))
-    if scores.shape[1:] != labels.shape:
-        raise ValueError(f"scores of shape {scores.shape} for {len(labels)} labels")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite")
-    positive, negative = scores[:, labels == 1], scores[:, labels == 0]
-    m, n = positive.shape[1], negative.shape[1]
-    if not m or not n:
-        raise ValueError(f"AUC needs both classes; got {m} positive and {n} negative scans")
-    above, below = placements(positive, negative)
-    runs = len(scores)
-    if min(m, n) < 2:
-        return above.mean(axis=1), np.full((runs, runs), np.nan)
-    covariance = np.cov(above).reshape(runs, runs) / m + np.cov(below).reshape(runs, runs) / n
-    return above.mean(axis=1), covariance
-
-
-def placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(runs, m) and (runs, n) scores -> of each positive the share of negatives below it, of each negative the share of
-    positives above it; ties count one half. The mean of either is the AUC."""
-    m, n = positive.shape[1], negative.shape[1]
-    among_all = rankdata(np.concatenate([positive, negative], axis=1), axis=1)
-    # A positive's rank among all less its rank among positives counts the negatives below it, ties one half.
-    above = (among_all[:, :m] - rankdata(positive, axis=1)) / n
-    return above, 1 - (among_all[:, m:] - rankdata(negative, axis=1)) / m
+    labels, scores = np.asarray(labels), np.atleast_2d(np.asarray(probabilities, dtype=float))
+    both = [np.flatnonzero(labels == value) for value in (1, 0)]
+    m, n = map(len, both)
+    of = pd.factorize(np.arange(m + n) if patients is None else np.asarray(patients, dtype=object))[0]
+    whose = [len(np.unique(of[rows])) for rows in both]
+    if min(whose) < 2:
+        raise ValueError(
+            f"{m} positive and {n} negative scans of {whose[0]} and {whose[1]} patients; two of each are needed"
+        )
+    if metric == "roc_auc":
+        # A scan's rank among all less its rank in its class counts the other class's below it, ties one half.
+        ranks = rankdata(scores, axis=1)
+        below = [ranks[:, rows] - rankdata(scores[:, rows], axis=1) for rows in both]
+        values = below[0].sum(1) / (m * n)
+        without = [-below[0] / ((m - 1) * n), below[1] / (m * (n - 1))]  # but for a constant
+    else:
+        hits, false = ((scores[:, rows] >= threshold).astype(int) for rows in both)
+        tp, fp = hits.sum(1, keepdims=True), false.sum(1, keepdims=True)
+        values = macro_f1(tp, fp, n - fp, m - tp)[:, 0]
+        without = [
+            macro_f1(tp - hits, fp, n - fp, m - 1 - (tp - hits)),
+            macro_f1(tp, fp - false, n - 1 - (fp - false), m - tp),
+        ]
+    parts = np.zeros((len(scores), of.max() + 1))
+    for rows, left, count in zip(both, without, whose, strict=True):
+        scale = (len(rows) - 1) / len(rows) * np.sqrt(count / (count - 1))
+        np.add.at(parts, (slice(None), of[rows]), (left.mean(1, keepdims=True) - left) * scale)
+    return Runs(values, parts)
 
 
 # Calibration and use -----------------------------------------------------------------------------------------------
@@ -285,28 +303,13 @@ def checked(labels: Any, probabilities: Any, threshold: Any, weights: Any, group
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=float)
     if weights.shape != labels.shape or not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError(f"weights must be {len(labels)} finite numbers of 0 or more, one per scan")
-    groups = None if groups is None else np.asarray(groups)
-    if groups is not None and (groups.shape != labels.shape or pd.isna(groups).any()):
-        raise ValueError(f"groups must name the group of each of {len(labels)} scans")
     kept = weights > 0
-    groups = None if groups is None else groups[kept]
-    groups = None if groups is None or len(set(groups)) == len(groups) else groups  # one of each: no groups
+    if groups is not None:
+        groups = np.asarray(groups)
+        if groups.shape != labels.shape or pd.isna(groups).any():
+            raise ValueError(f"groups must name the group of each of {len(labels)} scans")
+        groups = groups[kept] if len(set(groups[kept])) < kept.sum() else None  # one of each: no groups
     return Scored(labels[kept], probabilities[kept], decisions[kept], weights[kept], groups)
-
-
-def _run_keys(runs: pd.DataFrame) -> list[str]:
-    if missing := [name for name in ("scan_id", "label", "probability") if name not in runs]:
-        raise ValueError(f"the table of runs lacks the columns {missing}")
-    if not (keys := [name for name in ("seed", "fold") if name in runs]):
-        raise ValueError("the table of runs needs a column seed or fold to tell runs apart")
-    return keys
-
-
-def _run_data(part: pd.DataFrame, threshold: float, weights: str | None, groups: str | None = None) -> Scored:
-    cut = part["threshold"].to_numpy(dtype=float) if "threshold" in part else threshold
-    return checked(
-        part.label, part.probability, cut, *(None if name is None else part[name] for name in (weights, groups))
-    )
 
 
 def undefined(metric: str, data: Scored) -> str:
@@ -331,29 +334,9 @@ def lone_class(data: Scored) -> str:
 
 
 def points(data: Scored) -> dict[str, float]:
-    from sklearn import metrics as sk
-
-    labels, probabilities, decisions, weights, _ = data
-    weighted = {"sample_weight": weights}
-    compute = {
-        "macro_f1": lambda: sk.f1_score(labels, decisions, average="macro", zero_division=0.0, **weighted),
-        "roc_auc": lambda: sk.roc_auc_score(labels, probabilities, **weighted),
-        "pr_auc": lambda: sk.average_precision_score(labels, probabilities, **weighted),
-        "sensitivity": lambda: sk.recall_score(labels, decisions, pos_label=1, **weighted),
-        "specificity": lambda: sk.recall_score(labels, decisions, pos_label=0, **weighted),
-        "accuracy": lambda: sk.accuracy_score(labels, decisions, **weighted),
-        "brier": lambda: np.average((probabilities - labels) ** 2, weights=weights),
-        "ece": lambda: _ece(data, weights[None])[0],
-    }
-    return {m: np.nan if undefined(m, data) else float(compute[m]()) for m in METRICS}
-
-
-def _ece(data: Scored, weights: np.ndarray) -> np.ndarray:
-    """(R, n) weights -> (R,). In a bin, weight · |mean label - mean probability| = |Σ w (label - probability)|."""
-    place = np.minimum((data.probabilities * BINS).astype(int), BINS - 1)
-    member = np.eye(BINS)[place]  # (n, bins)
-    gaps = weights @ (member * (data.labels - data.probabilities)[:, None])
-    return np.abs(gaps).sum(axis=1) / weights.sum(axis=1)
+    """Every metric as a number, NaN where it has no meaning."""
+    found = _weighted_metrics(data, data.weights[None], [m for m in METRICS if not undefined(m, data)])
+    return {m: float(found[m][0]) if m in found else np.nan for m in METRICS}
 
 
 def macro_f1(tp: Any, fp: Any, tn: Any, fn: Any) -> Any:
@@ -367,36 +350,34 @@ def _weighted_metrics(data: Scored, weights: np.ndarray, only: Sequence[str]) ->
     total = weights.sum(axis=1)
     tp, fn = weights @ (positive & called), weights @ (positive & ~called)
     fp, tn = weights @ (~positive & called), weights @ (~positive & ~called)
-    result = {}
     if {"roc_auc", "pr_auc"} & set(only):
-        order = np.argsort(data.probabilities, kind="stable")
-        scores = data.probabilities[order]
-        starts = np.flatnonzero(np.concatenate([[True], np.diff(scores) > 0]))  # groups of equal scores
+        order = np.argsort(-data.probabilities, kind="stable")
+        starts = np.flatnonzero(np.diff(data.probabilities[order], prepend=2.0))  # groups of equal scores
         ranked = weights[:, order]
-        pos = np.add.reduceat(ranked * positive[order], starts, axis=1)  # (R, groups)
+        pos = np.add.reduceat(ranked * positive[order], starts, axis=1)  # (R, groups), the highest scores first
         neg = np.add.reduceat(ranked * ~positive[order], starts, axis=1)
-        if "roc_auc" in only:
-            result["roc_auc"] = (pos * (np.cumsum(neg, axis=1) - neg / 2)).sum(axis=1) / ((tp + fn) * (fp + tn))
-        if "pr_auc" in only:
-            pos_down, neg_down = pos[:, ::-1], neg[:, ::-1]
-            above = np.cumsum(pos_down, axis=1)
-            called_so_far = above + np.cumsum(neg_down, axis=1)
-            # A replicate may hold none of the top groups: no recall is gained there, whatever the precision.
-            precision = above / np.where(called_so_far > 0, called_so_far, 1)
-            result["pr_auc"] = (pos_down * precision).sum(axis=1) / (tp + fn)
-    if "macro_f1" in only:
-        result["macro_f1"] = macro_f1(tp, fp, tn, fn)
-    if "sensitivity" in only:
-        result["sensitivity"] = tp / (tp + fn)
-    if "specificity" in only:
-        result["specificity"] = tn / (tn + fp)
-    if "accuracy" in only:
-        result["accuracy"] = (tp + tn) / total
-    if "brier" in only:
-        result["brier"] = weights @ (data.probabilities - data.labels) ** 2 / total
-    if "ece" in only:
-        result["ece"] = _ece(data, weights)
-    return result
+        above = np.cumsum(pos, axis=1)
+        called_so_far = above + np.cumsum(neg, axis=1)
+        # A replicate may hold none of the top groups: no recall is gained there, whatever the precision.
+        precision = above / np.where(called_so_far > 0, called_so_far, 1)
+    compute = {
+        "macro_f1": lambda: macro_f1(tp, fp, tn, fn),
+        "roc_auc": lambda: (neg * (above - pos / 2)).sum(axis=1) / ((tp + fn) * (fp + tn)),
+        "pr_auc": lambda: (pos * precision).sum(axis=1) / (tp + fn),
+        "sensitivity": lambda: tp / (tp + fn),
+        "specificity": lambda: tn / (tn + fp),
+        "accuracy": lambda: (tp + tn) / total,
+        "brier": lambda: weights @ (data.probabilities - data.labels) ** 2 / total,
+        "ece": lambda: _ece(data, weights) / total,
+    }
+    return {metric: compute[metric]() for metric in only}
+
+
+def _ece(data: Scored, weights: np.ndarray) -> np.ndarray:
+    """(R, n) weights -> (R,) sums over scans. In a bin, weight · |mean label - mean probability| is
+    |Σ w (label - probability)|."""
+    member = np.eye(BINS)[np.minimum((data.probabilities * BINS).astype(int), BINS - 1)]  # (n, bins)
+    return np.abs(weights @ (member * (data.labels - data.probabilities)[:, None])).sum(axis=1)
 
 
 def replicates(
@@ -419,27 +400,32 @@ def replicates(
     return {m: np.concatenate(parts) for m, parts in blocks.items()}
 
 
-def _auc_interval(runs: Sequence[Scored]) -> tuple[float, float, str, str]:
-    """low, high, method, reason for the mean AUC of ``runs`` on the same scans."""
-    if lone := lone_class(runs[0]):
+def _on_logits(value: float, error: float, freedom: float = np.inf) -> tuple[float, float]:
+    """The interval of a share by its standard error, symmetric in its log-odds (the delta method)."""
+    reach = t.isf((1 - bootstrap.LEVEL) / 2, freedom) * error / (value * (1 - value))
+    return float(expit(logit(value) - reach)), float(expit(logit(value) + reach))
+
+
+def _auc_interval(data: Sequence[Scored]) -> tuple[float, float, str, str]:
+    """low, high, method, reason for the mean AUC of runs on the same scans."""
+    if lone := lone_class(data[0]):
         return np.nan, np.nan, "", lone
-    aucs, covariance = delong(runs[0].labels, np.stack([run.probabilities for run in runs]))
-    auc, variance = aucs.mean(), covariance.mean()  # Var(mean) = Σ covariances / runs²
+    found = runs(data[0].labels, np.stack([run.probabilities for run in data]))
+    auc, variance = found.values.mean(), np.square(found.parts.mean(axis=0)).sum()
     if variance > 1e-15 and 0 < auc < 1:
-        reach = norm.isf((1 - bootstrap.LEVEL) / 2) * np.sqrt(variance) / (auc * (1 - auc))
-        return float(expit(logit(auc) - reach)), float(expit(logit(auc) + reach)), "DeLong, logit scale", ""
+        return *_on_logits(auc, np.sqrt(variance)), "DeLong, logit scale", ""
     if auc in (0, 1):
-        pairs = min(runs[0].n_positive, runs[0].n_negative)
-        low, high = bootstrap.clopper_pearson(pairs if auc else 0, pairs)
-        return low, high, "exact, disjoint pairs", ""
-    constant = all(np.ptp(run.probabilities) == 0 for run in runs)
+        pairs = min(data[0].n_positive, data[0].n_negative)
+        return *bootstrap.clopper_pearson(pairs if auc else 0, pairs), "exact, disjoint pairs", ""
+    constant = all(np.ptp(run.probabilities) == 0 for run in data)
     return np.nan, np.nan, "", "constant scores" if constant else "DeLong's variance is 0"
 
 
-def _evaluated(runs: Sequence[Scored], weighted: bool, rng: np.random.Generator, n_boot: int) -> pd.DataFrame:
-    """The first columns of `pooled` for the mean of ``runs`` (seeds), which share scans, labels, weights and groups."""
+def _intervals(
+    runs: Sequence[Scored], values: pd.Series, weighted: bool, rng: np.random.Generator, n_boot: int
+) -> pd.DataFrame:
+    """The first columns of `pooled`. values: means of ``runs`` (seeds), which share scans, labels, weights and groups."""
     data = runs[0]
-    values = pd.DataFrame([points(run) for run in runs]).mean()
     sizes = {"sensitivity": data.n_positive, "specificity": data.n_negative}
     independent = not weighted and data.groups is None
     closed = ("roc_auc",) * independent + ("sensitivity", "specificity", "accuracy") * (independent and len(runs) == 1)
@@ -447,7 +433,7 @@ def _evaluated(runs: Sequence[Scored], weighted: bool, rng: np.random.Generator,
     resampled = replicates(runs, rng, n_boot, only=drawn)
     rows = []
     for metric in METRICS:
-        n = sizes.get(metric, len(data.labels))
+        n, value = sizes.get(metric, len(data.labels)), values[metric]
         low, high, method, reason = np.nan, np.nan, "", undefined(metric, data)
         if reason:
             pass
@@ -456,21 +442,18 @@ def _evaluated(runs: Sequence[Scored], weighted: bool, rng: np.random.Generator,
         elif metric == "roc_auc" and metric in closed:
             low, high, method, reason = _auc_interval(runs)
         elif metric in closed:
-            low, high = bootstrap.clopper_pearson(round(values[metric] * n), n)
+            low, high = bootstrap.clopper_pearson(round(value * n), n)
             method = "Clopper-Pearson"
         elif reason := lone_class(data):
             pass
         elif np.ptp(resampled[metric]) > 1e-12:
             low, high = bootstrap.percentiles(resampled[metric])
             method = "stratified bootstrap" if data.groups is None else "stratified bootstrap of groups"
-            if metric in SKEWED and EDGE < values[metric] < 1 - EDGE:
+            if metric in SKEWED and EDGE < value < 1 - EDGE:
                 freedom = (n if data.groups is None else len(set(data.groups))) - 2
-                value = values[metric]
-                error = resampled[metric].std(ddof=1) / (value * (1 - value))  # the delta method
-                reach = t.isf((1 - bootstrap.LEVEL) / 2, freedom) * error
-                low, high = (float(expit(logit(value) + side * reach)) for side in (-1, 1))
+                low, high = _on_logits(value, resampled[metric].std(ddof=1), freedom)
                 method += ", logit scale"
         else:
             reason = "every replicate gives the same value"
-        rows.append((metric, values[metric], low, high, n, method, reason))
+        rows.append((metric, value, low, high, n, method, reason))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "method", "reason"])

@@ -57,10 +57,6 @@ class TestCompare:
         accuracy = [((a >= 0.3) == labels).mean(), ((1 - a >= 0.8) == labels).mean()]
         assert row_of(table, "accuracy").a == pytest.approx(np.mean(accuracy))
 
-    def test_scores_of_a_wrong_shape(self, rng):
-        with pytest.raises(ValueError, match=r"\(n,\) or \(n, seeds\), got shape \(10, 0\)"):
-            comparison.compare(LABELS, np.empty((10, 0)), SCORES, rng=rng)
-
     def test_mcnemar_is_a_sign_test(self, rng):
         """9 scans only b gets right, 2 only a: two-sided binomial tail of 2 of 11 at one half."""
         labels = np.array([0, 1] * 20)

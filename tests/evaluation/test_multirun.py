@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from benchmarks.false_positives import simulate
 from e2d_lib.evaluation import comparison, metrics, multirun
 from e2d_lib.evaluation.multirun import Runs
+from tests.evaluation.test_metrics import brute
 
 
 @pytest.fixture
@@ -18,14 +19,14 @@ def scored(rng):
 
 def test_roc_auc_is_scikit_learns_and_its_covariance_delongs(scored):
     labels, scores = scored
-    found = multirun.runs(labels, scores)
+    found = metrics.runs(labels, scores)
     np.testing.assert_allclose(found.values, [roc_auc_score(labels, row) for row in scores])
-    np.testing.assert_allclose(found.parts @ found.parts.T, metrics.delong(labels, scores)[1])
+    np.testing.assert_allclose(found.parts @ found.parts.T, brute(labels, scores)[1])
 
 
 def test_macro_f1_is_scikit_learns_and_its_covariance_the_jackknifes(scored):
     labels, scores = scored
-    found = multirun.runs(labels, scores, "macro_f1")
+    found = metrics.runs(labels, scores, "macro_f1")
     plain = [[f1_score(np.delete(labels, k), np.delete(row, k) >= 0.5, average="macro") for k in range(54)]
              for row in scores]  # fmt: skip
     np.testing.assert_allclose(found.values, [f1_score(labels, row >= 0.5, average="macro") for row in scores])
@@ -39,7 +40,7 @@ def test_macro_f1_is_scikit_learns_and_its_covariance_the_jackknifes(scored):
 
 def test_one_run_each_is_delongs_paired_test(scored, rng):
     labels, scores = scored
-    found = multirun.test(multirun.runs(labels, scores[1]) - multirun.runs(labels, scores[0]))
+    found = multirun.test(metrics.runs(labels, scores[1]) - metrics.runs(labels, scores[0]))
     plain = comparison.compare(labels, scores[0], scores[1], rng=rng, n_boot=10).set_index("metric").loc["roc_auc"]
     for name in ("difference", "low", "high", "p_value"):
         assert found[name] == pytest.approx(plain[name])
@@ -82,13 +83,13 @@ def test_means_over_settings_share_scans_and_over_cohorts_do_not(rng):
 
 
 def test_equal_runs_do_not_differ(scored):
-    runs = multirun.runs(*scored)
+    runs = metrics.runs(*scored)
     assert multirun.test(runs - runs)["p_value"] == 1
 
 
 def test_two_scans_of_each_class_are_needed():
     with pytest.raises(ValueError, match="1 positive and 2 negative scans"):
-        multirun.runs([0, 1, 0], [0.1, 0.2, 0.3])
+        metrics.runs([0, 1, 0], [0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("seed_sd", [0.0, 0.018, 0.032])

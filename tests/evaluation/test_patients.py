@@ -112,8 +112,8 @@ class TestAcrossReplicates:
     @pytest.mark.parametrize("metric", multirun.METRICS)
     def test_copies_of_a_patients_scan_say_nothing_new(self, metric, rng):
         labels, scores = np.repeat([0, 1], [23, 31]), rng.random((4, 54)).round(1)
-        once = multirun.runs(labels, scores, metric)
-        many = multirun.runs(
+        once = metrics.runs(labels, scores, metric)
+        many = metrics.runs(
             np.tile(labels, 3), np.tile(scores, 3), metric, patients=np.tile(np.arange(54).astype(str), 3)
         )
         np.testing.assert_allclose(many.values, once.values)
@@ -125,7 +125,7 @@ class TestAcrossReplicates:
     def test_roc_auc_is_obuchowskis(self, table, rng):
         """Its variance by Obuchowski (1997), in loops; patients with scans of both classes have a term of their own."""
         labels, scores, of = table["label"].to_numpy(), rng.random(90), table["patient"].to_numpy()
-        found = multirun.runs(labels, scores, patients=of)
+        found = metrics.runs(labels, scores, patients=of)
         pos, neg = scores[labels == 1], scores[labels == 0]
         auc, (m, n) = roc_auc_score(labels, scores), (len(pos), len(neg))
         sums = {}
@@ -141,7 +141,7 @@ class TestAcrossReplicates:
 
     def test_two_scans_of_one_patient_are_no_class(self):
         with pytest.raises(ValueError, match="2 positive and 2 negative scans of 1 and 2 patients"):
-            multirun.runs([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9], patients=["a", "b", "c", "c"])
+            metrics.runs([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9], patients=["a", "b", "c", "c"])
 
 
 def predictions(rng, n: int, copies: int, shift: float = 0.0) -> tuple[pd.DataFrame, pd.DataFrame]:
