@@ -94,10 +94,8 @@ def draws(
     for name, first, areas in zip(features.scan_ids, features.starts, features.areas, strict=True):
         start, stop = slice_window(areas, fraction)
         rng = stream(seed, "frozen", name, sampler["method"], sampler["n_samples"], n_intervals or 0, f"{fraction:g}")
-        own = sampling.draws(
-            areas[start:stop], sampler["n_samples"], n_intervals, sampler["method"], redraws=replicates, rng=rng
-        )
-        found.append(own + first + start)
+        groups = sampling.design(areas[start:stop], sampler["n_samples"], n_intervals, sampler["method"])
+        found.append(sampling.draws(groups, redraws=replicates, rng=rng) + first + start)
     return np.stack(found, axis=1)
 
 

@@ -424,7 +424,7 @@ def _auc_interval(data: Sequence[Scored]) -> tuple[float, float, str, str]:
 def _intervals(
     runs: Sequence[Scored], values: pd.Series, weighted: bool, rng: np.random.Generator, n_boot: int
 ) -> pd.DataFrame:
-    """The first columns of `pooled`. values: means of ``runs`` (seeds), which share scans, labels, weights and groups."""
+    """The first columns of `pooled`. values: means over ``runs`` (seeds) of the same scans, weights and groups."""
     data = runs[0]
     sizes = {"sensitivity": data.n_positive, "specificity": data.n_negative}
     independent = not weighted and data.groups is None

@@ -15,7 +15,7 @@ From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` ar
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -111,23 +111,12 @@ def design(
 
 
 def draws(
-    areas: ArrayLike,
-    n_samples: int = 8,
-    n_intervals: int | None = 4,
-    method: str = "kds",
-    *,
-    redraws: int = 50,
-    rng: np.random.Generator,
+    groups: list[tuple[NDArray[np.int64], int]], *, redraws: int = 50, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Many draws from one window at once: (redraws, n_samples) sorted indices into ``areas``, each as `kds.sample`'s.
+    """Many draws from one window at once: (redraws, n_samples) sorted indices into its areas, each as `kds.sample`'s.
 
-    The arguments are those of `design`. The rows'
-    distribution is that of `kds.sample`; the random numbers are not.
+    groups: of `design`. The rows' distribution is that of `kds.sample`; the random numbers are not.
     """
-    return _draws(design(areas, n_samples, n_intervals, method), redraws, rng)
-
-
-def _draws(groups: list[tuple[NDArray[np.int64], int]], redraws: int, rng: np.random.Generator) -> NDArray[np.int64]:
     parts = []
     for slices, quota in groups:
         if quota == 1:
@@ -141,27 +130,6 @@ def _draws(groups: list[tuple[NDArray[np.int64], int]], redraws: int, rng: np.ra
 # Measures of one window --------------------------------------------------------------------------------------------
 
 
-class _Window(NamedTuple):
-    """What the measures need of a window, in the order of its areas."""
-
-    rank: NDArray[np.int64]  # (n,) place of each slice in that order
-    areas: NDArray[np.float64]  # (n,) ascending
-    below: NDArray[np.float64]  # (n,) share of slices with a smaller area
-    up_to: NDArray[np.float64]  # (n,) share of slices with no larger area
-    integral: NDArray[np.float64]  # (n + 1,) integral of the quantile function from 0 to i / n
-
-    @classmethod
-    def of(cls, areas: NDArray[Any]) -> "_Window":
-        areas, n = areas.astype(np.float64), len(areas)
-        order = np.argsort(areas, kind="stable")
-        rank = np.empty(n, np.int64)
-        rank[order] = np.arange(n)
-        ascending = areas[order]
-        below = np.searchsorted(ascending, ascending, side="left") / n
-        up_to = np.searchsorted(ascending, ascending, side="right") / n
-        return cls(rank, ascending, below, up_to, np.concatenate([[0.0], np.cumsum(ascending)]) / n)
-
-
 def distances(areas: ArrayLike, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Kolmogorov and 1-Wasserstein distance between the drawn slices' areas and the window's, for each draw.
 
@@ -173,26 +141,12 @@ def distances(areas: ArrayLike, drawn: ArrayLike) -> tuple[NDArray[np.float64], 
     >>> ks.tolist(), wasserstein.tolist()
     ([0.25, 0.75], [5.0, 15.0])
     """
-    return _distances(_Window.of(checked_areas(areas)), np.asarray(drawn))
-
-
-def _distances(window: _Window, drawn: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    place = np.sort(window.rank[drawn], axis=1)  # (R, s)
-    s, n = place.shape[1], len(window.areas)
-    step = np.arange(s + 1) / s
-    up_to = window.up_to[place]
-    # Between two drawn areas the sample's function stands still and the window's grows: the extremes are at the drawn.
-    over, under = step[1:] - up_to, window.below[place] - step[:-1]
-    ks = np.maximum(over.max(axis=1), under.max(axis=1))
-    # The quantile functions differ by the same area. The i-th drawn area is the sample's quantile from i/s to (i+1)/s;
-    # the window's crosses it where its distribution function has that area's value.
-    crossing = window.integral[np.rint(n * up_to).astype(np.int64)]
-    at_step = np.interp(step, np.arange(n + 1) / n, window.integral)
-    left, right = at_step[:-1], at_step[1:]
-    crossing = np.clip(crossing, left, right)  # the integral never falls, so clipping it clips the place
-    where = np.clip(up_to, step[:-1], step[1:])
-    gap = window.areas[place] * (2 * where - step[:-1] - step[1:]) + left + right - 2 * crossing
-    return ks, np.maximum(gap, 0).sum(axis=1)
+    values, place = np.unique(checked_areas(areas), return_inverse=True)
+    redraws, count = np.shape(drawn)
+    cells = place[np.asarray(drawn)] + len(values) * np.arange(redraws)[:, None]
+    drawn_up_to = np.bincount(cells.ravel(), minlength=redraws * len(values)).reshape(redraws, -1).cumsum(axis=1)
+    gap = np.abs(drawn_up_to / count - np.bincount(place).cumsum() / len(place))
+    return gap.max(axis=1), gap[:, :-1] @ np.diff(values)
 
 
 def cover(n: int, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -210,20 +164,6 @@ def cover(n: int, drawn: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     total = first * (first + 1) // 2 + last * (last + 1) // 2 + (step * step // 4).sum(axis=1)
     largest = np.maximum(np.maximum(first, last), (step // 2).max(axis=1, initial=0))
     return total / n, largest.astype(np.float64)
-
-
-def _estimated(window: _Window, drawn: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """(settings, 4): means over redraws of `distances` and `cover`, one pass for settings of equally many slices.
-
-    ``drawn``: (redraws, s) of each setting.
-    """
-    result = np.empty((len(drawn), 4))
-    for width in {part.shape[1] for part in drawn}:
-        same = [k for k, part in enumerate(drawn) if part.shape[1] == width]
-        stacked = np.concatenate([drawn[k] for k in same])
-        values = np.stack([*_distances(window, stacked), *cover(len(window.areas), stacked)])
-        result[same] = values.reshape(4, len(same), -1).mean(axis=2).T
-    return result
 
 
 def _moments(
@@ -312,22 +252,21 @@ def quality(
                 f"lesions of scan {scan_id!r} have shape {bearing.shape}, its window {n} slices; "
                 "cut them with phantom.lesions.of_windows"
             )
-        window, largest = _Window.of(areas), areas == areas.max()
-        sd = float(window.areas.std()) or 1.0
+        sd = float(areas.std()) or 1.0
         # The mean is taken off before squares are summed: areas are large beside their differences.
         values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, bearing])
         known = bool(bearing.any())
         unknown = 0.0 if known else np.nan
-        designs = [design(areas, **{name: setting[name] for name in SETTING}) for setting in settings]
-        estimated = _estimated(window, [_draws(groups, redraws, rng) for groups in designs])
-        scale = np.array([1, sd, n, n])
-        for setting, groups, distances in zip(settings, designs, estimated / scale, strict=True):
+        for setting in settings:
+            key = {name: setting[name] for name in SETTING}
+            groups = design(areas, **key)
+            drawn = draws(groups, redraws=redraws, rng=rng)
+            estimated = np.mean([*distances(areas, drawn), *cover(n, drawn)], axis=1) / [1, sd, n, n]
             count, mean, spread = _moments(groups, values)
-            hits = _hit(groups, largest), _hit(groups, bearing) if known else np.nan
+            hits = _hit(groups, areas == areas.max()), _hit(groups, bearing) if known else np.nan
             lesion = count * mean[2] + unknown, spread[2] + unknown
             area = mean[0], spread[0], math.hypot(mean[0], spread[0])
-            key = (setting[name] for name in SETTING)
-            rows.append((scan_id, *key, n, *distances, *hits, *lesion, *area, spread[1]))
+            rows.append((scan_id, *key.values(), n, *estimated, *hits, *lesion, *area, spread[1]))
     table = pd.DataFrame(rows, columns=["scan_id", *SETTING, "window", *MEASURES])
     types = {"n_samples": "int64", "n_intervals": "Int64", "window": "int64"}
     return table.astype(types | dict.fromkeys(MEASURES, "float64"))

@@ -67,7 +67,7 @@ class TestDraws:
         total = sum(expected.values())
         rng = np.random.default_rng(3)
         many = [tuple(kds.sample(areas, n_samples, 2, method, rng=rng).tolist()) for _ in range(3000)]
-        drawn = sampling.draws(areas, n_samples, 2, method, redraws=3000, rng=rng)
+        drawn = sampling.draws(sampling.design(areas, n_samples, 2, method), redraws=3000, rng=rng)
         for sample in (Counter(many), Counter(map(tuple, drawn.tolist()))):
             assert set(sample) <= set(expected)
             if len(expected) == 1:
@@ -86,7 +86,7 @@ class TestDraws:
         expected = np.zeros(40)
         for group, quota in zip(groups, quotas, strict=True):
             expected[group] = quota / len(group)
-        drawn = sampling.draws(BELL, redraws=20_000, rng=np.random.default_rng(0))
+        drawn = sampling.draws(sampling.design(BELL), redraws=20_000, rng=np.random.default_rng(0))
         assert drawn.shape == (20_000, 8)
         assert (np.diff(drawn, axis=1) > 0).all()
         shares = np.bincount(drawn.ravel(), minlength=40) / 20_000
@@ -94,7 +94,7 @@ class TestDraws:
         assert (np.abs(shares - expected) <= 5 * sd).all()
 
     def test_spaced_takes_one_of_each_run(self, rng):
-        drawn = sampling.draws(BELL, 8, None, "spaced", redraws=500, rng=rng)
+        drawn = sampling.draws(sampling.design(BELL, 8, None, "spaced"), redraws=500, rng=rng)
         assert (drawn // 5 == np.arange(8)).all()
         assert set(drawn.ravel().tolist()) == set(range(40))
 
