@@ -123,26 +123,15 @@ def run(
         preprocessing=asdict(params),
         data=data,
     )
-    predictions = outcome.predictions[outcome.predictions["part"] == "valid"]
-    if redraws > 1:
-        predictions = pd.concat(
-            [
-                training.predict(
-                    job.checkpoint,
-                    experiments.parts(slices, cohort, experiments.Job(job.fold, job.fraction, job.seed))[1],
-                    draws=redraws,
-                    device=recipe.device,
-                ).assign(fold=job.fold, seed=job.seed)
-                for job in outcome.runs.itertuples()
-            ],
-            ignore_index=True,
-        )
-    scores = scan_scores(predictions, how=setting.aggregation, by=["seed", "fold", "draw", "scan_id"])
-    label = cohort.set_index("scan_id")["label"].astype(int)  # a blank scan's label is not the 0 it trained with
-    scores["label"] = scores["scan_id"].map(label)
-    scores["patient"] = scores["scan_id"].map(pd.Series(patient_of(cohort), index=cohort["scan_id"]))
-    columns = ["seed", "fold", "draw", "scan_id", "patient", "label", "probability"]
-    return Result(asdict(setting), scores[columns], outcome.runs)
+    predictions = []
+    for job in outcome.runs.itertuples():
+        _, valid = experiments.parts(slices, cohort, experiments.Job(job.fold, job.fraction, job.seed))
+        drawn = training.predict(job.checkpoint, valid, draws=redraws, device=recipe.device)
+        predictions.append(drawn.assign(fold=job.fold, seed=job.seed))
+    keys = ["seed", "fold", "draw", "scan_id"]
+    scores = scan_scores(pd.concat(predictions, ignore_index=True), how=setting.aggregation, by=keys)
+    scores["patient"] = scores["scan_id"].map(dict(zip(slices.scan_ids, slices.patients, strict=True)))
+    return Result(asdict(setting), scores[[*keys, "patient", "label", "probability"]], outcome.runs)
 
 
 def save(result: Result, folder: str | Path) -> None:
@@ -190,12 +179,10 @@ def stability(scores: pd.DataFrame) -> dict[str, float]:
     Each is the mean over seeds; NaN with one draw. KDS's claim is that they are small.
     """
     per_scan = scores.groupby(["seed", "fold", "scan_id"])["probability"].std(ddof=1).mean()
-    points = [
-        {"seed": seed, "draw": draw, **metrics.point_metrics(part["label"], part["probability"])}
-        for (seed, draw), part in scores.groupby(["seed", "draw"])
-    ]
-    spread = pd.DataFrame(points).groupby("seed")[list(METRICS)].std(ddof=1).mean()
-    return {"probability": float(per_scan), **{name: float(spread[name]) for name in METRICS}}
+    points = scores.groupby(["seed", "draw"])[["label", "probability"]].apply(
+        lambda one: pd.Series(metrics.point_metrics(one["label"], one["probability"]))
+    )
+    return {"probability": float(per_scan), **points.groupby("seed")[list(METRICS)].std(ddof=1).mean()}
 
 
 def compare(
@@ -223,24 +210,19 @@ def compare(
     if unknown := sorted({*partners, *partners.values()} - set(results)):
         raise ValueError(f"no result {unknown[0]!r} to compare; there are {', '.join(results)}")
     varied = differences([result.setting for result in results.values()]).set_axis(list(results))
-    rows = []
+    tables = {}
     for name, result in results.items():
-        first = result.scores[result.scores["draw"] == 0]
-        table = metrics.pooled(first.drop(columns="draw"), rng=rng, n_boot=n_boot).set_index("metric")
-        spread = stability(result.scores)
-        paired = pd.DataFrame()
+        first = result.scores[result.scores["draw"] == 0].drop(columns="draw")
+        table = metrics.pooled(first, rng=rng, n_boot=n_boot).drop(columns="method")  # a choice may have that name
+        spread = pd.Series(stability(result.scores))
+        table = table.set_index("metric").loc[list(METRICS)].assign(redraw_sd=spread, baseline="")
         if partners[name] != name:
             paired = _paired(results[partners[name]].scores, result.scores)
-        for metric in METRICS:
-            row = {"cell": name, **varied.loc[name], "metric": metric}
-            row |= table.loc[metric, ["value", "low", "high", "seed_sd", "n"]].to_dict()
-            row |= {"redraw_sd": spread[metric], "score_sd": spread["probability"]}
-            row |= {"baseline": partners[name] if len(paired) else ""}
-            row |= paired.loc[metric].to_dict() if len(paired) else {}
-            rows.append(row)
+            table = table.assign(baseline=partners[name]).join(paired)
+        tables[name] = table.assign(score_sd=spread["probability"])
     columns = ["cell", *varied.columns, "metric", "value", "low", "high", "seed_sd", "redraw_sd", "score_sd", "n"]
     columns += ["baseline", "difference", "difference_low", "difference_high", "p_value", "detectable"]
-    table = pd.DataFrame(rows).reindex(columns=columns).astype({"n": int})
+    table = pd.concat(tables, names=["cell", "metric"]).reset_index().join(varied, on="cell").reindex(columns=columns)
     table["p_holm"] = table.groupby("metric")["p_value"].transform(lambda p: metrics.adjust(p))
     return table
 

@@ -18,7 +18,7 @@ def compare(
     a: Any,
     b: Any,
     *,
-    rng: np.random.Generator,
+    rng: np.random.Generator | int,
     thresholds: tuple[float, float] = (0.5, 0.5),
     n_boot: int = 2000,
     groups: Any = None,

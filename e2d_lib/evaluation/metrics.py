@@ -78,7 +78,7 @@ def best_threshold(labels: Any, probabilities: Any) -> float:
 def pooled(
     runs: pd.DataFrame,
     *,
-    rng: np.random.Generator,
+    rng: np.random.Generator | int,
     threshold: float = 0.5,
     weights: str | None = None,
     n_boot: int = 2000,
@@ -382,7 +382,7 @@ def _ece(data: Scored, weights: np.ndarray) -> np.ndarray:
 
 def replicates(
     runs: Sequence[Scored],
-    rng: np.random.Generator,
+    rng: np.random.Generator | int,
     n_boot: int,
     *,
     only: Sequence[str],
@@ -392,6 +392,7 @@ def replicates(
     shares = np.full(len(runs), 1 / len(runs)) if shares is None else shares
     labels = runs[0].labels
     only = [m for m in only if not undefined(m, runs[0])]
+    rng = np.random.default_rng(rng)
     blocks: dict[str, list[np.ndarray]] = {m: [] for m in only}
     for counts in bootstrap.counts(rng, n_boot, len(labels), strata=labels, groups=runs[0].groups):
         values = [_weighted_metrics(run, counts * run.weights, only) for run in runs]
@@ -422,7 +423,7 @@ def _auc_interval(data: Sequence[Scored]) -> tuple[float, float, str, str]:
 
 
 def _intervals(
-    runs: Sequence[Scored], values: pd.Series, weighted: bool, rng: np.random.Generator, n_boot: int
+    runs: Sequence[Scored], values: pd.Series, weighted: bool, rng: np.random.Generator | int, n_boot: int
 ) -> pd.DataFrame:
     """The first columns of `pooled`. values: means over ``runs`` (seeds) of the same scans, weights and groups."""
     data = runs[0]

@@ -5,9 +5,9 @@ probability, and ``chosen``, the threshold that the run's own training folds cho
 Every bootstrap starts anew from ``seed``: equal decisions get equal intervals wherever they stand.
 """
 
-from typing import get_args
+from collections.abc import Iterable
+from typing import Any, get_args
 
-import numpy as np
 import pandas as pd
 
 from e2d_lib.evaluation import comparison, metrics
@@ -87,40 +87,32 @@ def at_thresholds(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5
 
     At the chosen thresholds only the metrics that depend on them; none where a run chose none.
     """
-    tables = [
-        metrics.pooled(scores, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
-            at=f"{threshold:g}"
-        )
-    ]
+    tables = {f"{threshold:g}": metrics.pooled(scores, rng=seed, threshold=threshold, n_boot=n_boot)}
     if has_chosen(scores):
-        again = metrics.pooled(scores.assign(threshold=scores[CHOSEN]), rng=np.random.default_rng(seed), n_boot=n_boot)
-        tables.append(again[again["metric"].isin(AT_A_CUT)].assign(at=CHOSEN))
-    return _first(["at"], pd.concat(tables, ignore_index=True))
+        again = metrics.pooled(scores.assign(threshold=scores[CHOSEN]), rng=seed, n_boot=n_boot)
+        tables[CHOSEN] = again[again["metric"].isin(AT_A_CUT)]
+    return _together(tables.items(), "at")
 
 
-def by_run(scores: pd.DataFrame, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000) -> pd.DataFrame:
+def by_run(scores: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Each run by itself: `at_thresholds` less what is about several runs, after fraction, seed, fold."""
-    parts = []
-    for key, run in scores.groupby(RUN, sort=True):
-        table = at_thresholds(run, seed=seed, threshold=threshold, n_boot=n_boot)
-        parts.append(table.assign(**dict(zip(RUN, key, strict=True))))
-    return _first(RUN, pd.concat(parts, ignore_index=True)).drop(columns=["run_mean", "run_sd", "n_runs", "seed_sd"])
+    tables = ((key, at_thresholds(run, **options)) for key, run in scores.groupby(RUN, sort=True))
+    return _together(tables, *RUN).drop(columns=["run_mean", "run_sd", "n_runs", "seed_sd"])
 
 
-def by_group(
-    scores: pd.DataFrame, group: str, *, seed: int = 0, threshold: float = 0.5, n_boot: int = 2000
-) -> pd.DataFrame:
+def by_group(scores: pd.DataFrame, group: str, *, seed: int = 0, **options: Any) -> pd.DataFrame:
     """`metrics.pooled` of the scans of each value of a column, after that column; an empty value is "unknown".
 
     A metric that a group cannot have (one class only) keeps its row, with the reason.
     """
-    parts = [
-        metrics.pooled(part, rng=np.random.default_rng(seed), threshold=threshold, n_boot=n_boot).assign(
-            **{group: value or "unknown"}
-        )
-        for value, part in scores.groupby(group, sort=True)
-    ]
-    return _first([group], pd.concat(parts, ignore_index=True))
+    parts = scores.groupby(group, sort=True)
+    return _together(((key or "unknown", metrics.pooled(part, rng=seed, **options)) for key, part in parts), group)
+
+
+def _together(tables: Iterable[tuple[Any, pd.DataFrame]], *names: str) -> pd.DataFrame:
+    """(key, table) one after another, after columns of the keys."""
+    keys, parts = zip(*tables, strict=True)
+    return pd.concat(parts, keys=keys, names=names).reset_index(list(names)).reset_index(drop=True)
 
 
 # Two runs ----------------------------------------------------------------------------------------------------------
@@ -146,16 +138,12 @@ def paired(
         )
     if (other := labels_a != labels_b).any():
         raise EvaluationError(f"two runs of other labels: {scans_a[other][0]} is {labels_a[other][0]} in the first")
-    scores = labels_a, *(table["probability"].to_numpy() for table in by_seed)
-    how = {"n_boot": n_boot, "groups": patients}
-    tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=(threshold, threshold), **how)
-    tables = [tests.assign(at=tests["metric"].map(lambda m: "" if m == "roc_auc" else f"{threshold:g}"))]
+    cuts = {f"{threshold:g}": (threshold, threshold)}
     if has_chosen(a) and has_chosen(b):
-        cuts = tuple(table[CHOSEN].to_numpy() for table in by_seed)
-        tests = comparison.compare(*scores, rng=np.random.default_rng(seed), thresholds=cuts, **how)
-        tables.append(tests[tests["metric"] != "roc_auc"].assign(at=CHOSEN))
-    return _first(["at"], pd.concat(tables, ignore_index=True))
-
-
-def _first(names: list[str], table: pd.DataFrame) -> pd.DataFrame:
-    return table[[*names, *table.columns.drop(names)]]
+        cuts[CHOSEN] = tuple(table[CHOSEN].to_numpy() for table in by_seed)
+    scores = [table["probability"].to_numpy() for table in by_seed]
+    how = {"rng": seed, "n_boot": n_boot, "groups": patients}
+    tests = ((at, comparison.compare(labels_a, *scores, thresholds=both, **how)) for at, both in cuts.items())
+    table = _together(tests, "at")
+    of_auc = table["metric"].eq("roc_auc")
+    return table.assign(at=table["at"].mask(of_auc, ""))[~(of_auc & table["at"].eq(CHOSEN))].reset_index(drop=True)

@@ -47,23 +47,21 @@ def scores(
     tables = []
     with bar(total=len(features) * len(designs), desc="sources", unit="part") as progress:
         for replicate, x in enumerate(features):
-            more = None if extra is None else extra[replicate]
+            seen = [x] if extra is None else [x, extra[replicate]]
 
-            def fitted(train: np.ndarray, test: np.ndarray, x: np.ndarray = x, more=more, there=None) -> np.ndarray:
+            def fitted(train: np.ndarray, test: np.ndarray, there: np.ndarray, seen: list = seen) -> np.ndarray:
                 rows = train if weigh is None else np.repeat(train, weigh(scans.iloc[train]))
-                own, theirs = x[rows], labels[rows]
-                if more is not None:
-                    own, theirs = np.concatenate([own, more[rows]]), np.concatenate([theirs, theirs])
-                return head(own, theirs, (x if there is None else there)[test])
+                own, theirs = np.concatenate([one[rows] for one in seen]), np.tile(labels[rows], len(seen))
+                return head(own, theirs, there[test])
 
             for name in designs:
                 probability, carried = np.full(len(labels), np.nan), np.full(len(labels), 0.5)
                 for train, test in _parts(name, labels, sources, patients, n_folds, seed + replicate):
-                    probability[test] = fitted(train, test, there=None if shifted is None else shifted[replicate])
-                    inner = _crossed(
-                        labels[train], patients[train], n_folds, seed, lambda a, b, t=train: fitted(t[a], t[b])
-                    )
-                    carried[test] = 0.5 if inner is None else _chosen(labels[train], inner)
+                    probability[test] = fitted(train, test, x if shifted is None else shifted[replicate])
+                    inner = np.full(len(train), np.nan)
+                    for a, b in _folds(labels[train], patients[train], n_folds, seed):
+                        inner[b] = fitted(train[a], train[b], x)
+                    carried[test] = _chosen(labels[train], inner)
                 about = {"design": name, "replicate": replicate, "patient": patients}
                 table = scans[["scan_id", "source", "label"]].assign(**about, probability=probability, carried=carried)
                 tables.append(table.assign(anew=_anew(table, n_folds, seed)).dropna(subset="probability"))
@@ -103,16 +101,10 @@ def _folds(
         yield from ((np.flatnonzero(number != k), np.flatnonzero(number == k)) for k in range(folds))
 
 
-def _crossed(labels: np.ndarray, patients: np.ndarray, n_folds: int, seed: int, predict: Callable) -> np.ndarray | None:
-    """Each scan's probability by a fit without its patient; None where a class has a single one."""
-    found = np.full(len(labels), np.nan)
-    for a, b in _folds(labels, patients, n_folds, seed):
-        found[b] = predict(a, b)
-    return None if np.isnan(found).any() else found
-
-
 def _chosen(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    return metrics.best_threshold(labels, probabilities) if len(labels) >= LEAST_TO_CHOOSE else 0.5
+    """The threshold; 0.5 where the scans are few, or a class's single patient left no fit without it (NaN)."""
+    enough = len(labels) >= LEAST_TO_CHOOSE and not np.isnan(probabilities).any()
+    return metrics.best_threshold(labels, probabilities) if enough else 0.5
 
 
 def _anew(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
