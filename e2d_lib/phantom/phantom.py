@@ -64,7 +64,7 @@ def _plan(parameters: dict[str, Any]) -> pd.DataFrame:
     spans = np.array([SOURCES[s % len(SOURCES)].counts for s in source])
     n_slices = np.rint(low + (high - low) * rng.uniform(spans[:, 0], spans[:, 1])).astype(int)
     dirt = np.full(n, "", dtype=object)
-    if parameters["dirt"] and parameters["format"] == "jpeg":
+    if parameters["dirt"]:
         kinds = DIRT if n >= 20 else DIRT[:3]
         train = rng.permutation(np.flatnonzero(split == "train"))
         each = max(1, n // 60)
@@ -103,23 +103,19 @@ def _write_scan(out: Path, parameters: dict[str, Any], planned: tuple[int, dict[
     cv2.setNumThreads(1)  # there is a process a core already
     seed = np.random.SeedSequence(parameters["seed"], spawn_key=(1, index))
     rng = np.random.default_rng(np.random.SeedSequence(parameters["seed"], spawn_key=(2, index)))
-    matrix, dirt, nifti = parameters["matrix"], row["dirt"], parameters["format"] == "nifti"
+    matrix, dirt = parameters["matrix"], row["dirt"]
     scan = Patient(
         seed, matrix=matrix, n_slices=row["planned"], positive=bool(row["label"]), source=row["source_index"]
     )
     n, first = row["n_slices"], (row["planned"] - row["n_slices"]) // 2  # a short scan is the middle of a whole one
     spoilt, odd = rng.integers(n), max(n // 10, 1)
-    name, final = _safe(row["scan_id"]), _scan_path(out, row["scan_id"], parameters["format"])
+    name, final = _safe(row["scan_id"]), out / row["scan_id"]
     partial = out / "truth" / "partial" / name
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     masks = np.zeros((n, matrix, matrix), np.uint8)
-    volume = np.zeros(masks.shape, np.int16) if nifti else None
     for k in range(n):
         hu, masks[k] = scan.render(first + k)
-        if nifti:
-            volume[k] = np.rint(np.clip(hu, OUTSIDE_FOV, 3071))
-            continue
         image = scan.export(hu)
         if dirt == "mixed_shapes" and k < odd:  # another reconstruction among the slices
             image = image[: matrix * 3 // 4]
@@ -129,49 +125,21 @@ def _write_scan(out: Path, parameters: dict[str, Any], planned: tuple[int, dict[
         (partial / f"{k}.jpg").write_bytes(data)
         if dirt == "twins":
             (partial / f"._{k}.jpg").write_bytes(_APPLE_DOUBLE)
-    if nifti:
-        masks = _write_nifti(partial / "scan.nii.gz", volume, masks, scan)
     with io.replacing(out / "truth" / "masks" / f"{name}.npz") as tmp, open(tmp, "wb") as file:
         np.savez_compressed(file, mask=masks)
     record = scan.truth(masks) | {"n_files": len(os.listdir(partial))}
     io.write_json(out / "truth" / "records" / f"{name}.json", record)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if nifti:
-        os.replace(partial / "scan.nii.gz", final)
-        partial.rmdir()
-    else:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
 
 
-def _scan_path(out: Path, scan_id: str, format: str) -> Path:
-    return out / (scan_id + ".nii.gz" if format == "nifti" else scan_id)
-
-
-def _write_nifti(path: Path, volume: np.ndarray, masks: np.ndarray, scan: Patient) -> np.ndarray:
-    """HU (slices, rows, columns) as a RAS NIfTI; returns ``masks`` in the order its reader will see."""
-    import nibabel
-
-    if not scan.scanner.feet_first:
-        volume, masks = volume[::-1], masks[::-1]
-    # (slice, row to the back, column to the left) -> (right, front, head).
-    ras = volume[:, ::-1, ::-1].transpose(2, 1, 0)
-    affine = np.diag([scan.pixel, scan.pixel, scan.spacing, 1.0])
-    affine[:2, 3] = -(scan.matrix - 1) / 2 * scan.pixel  # the origin in the centre of the field of view
-    image = nibabel.Nifti1Image(np.ascontiguousarray(ras), affine)
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
-    return masks
-
-
-def _is_complete(out: Path, scan_id: str, format: str) -> bool:
-    name, path = _safe(scan_id), _scan_path(out, scan_id, format)
+def _is_complete(out: Path, scan_id: str) -> bool:
+    name, folder = _safe(scan_id), out / scan_id
     record = out / "truth" / "records" / f"{name}.json"
-    if not (record.is_file() and (out / "truth" / "masks" / f"{name}.npz").is_file()):
+    if not (record.is_file() and (out / "truth" / "masks" / f"{name}.npz").is_file() and folder.is_dir()):
         return False
-    if format == "nifti":
-        return path.is_file()
-    return path.is_dir() and len(os.listdir(path)) == io.read_json(record)["n_files"]
+    return len(os.listdir(folder)) == io.read_json(record)["n_files"]
 
 
 def write(
@@ -185,7 +153,6 @@ def write(
     valid: float = 0.25,
     n_sources: int = 4,
     dirt: bool = True,
-    format: str = "jpeg",
     n_jobs: int = -1,
 ) -> pd.DataFrame:
     """Write a made-up cohort and return its table of truth, one row a scan.
@@ -194,7 +161,6 @@ def write(
     names repeat between classes; ``sources.csv`` (scan_id, source); ``phantom.json``, all parameters;
     ``truth/scans.csv``, the table returned; ``truth/masks/<scan_id, / as __>.npz`` with ``mask``: (slices, rows,
     columns) uint8, values of ``LABELS``, in the order and shape a reader of the files gets.
-    ``format="nifti"`` writes ``<scan_id>.nii.gz`` in HU and a ``manifest.csv`` that says what each file is.
 
     n_scans: scans, training and validation together. matrix: rows and columns of a slice. slices: fewest and most
     slices of a scan (a hospital uses a part of that span). positive, valid: shares. n_sources: hospitals. dirt: see
@@ -214,12 +180,11 @@ def write(
         "valid": float(valid),
         "n_sources": int(n_sources),
         "dirt": bool(dirt),
-        "format": format,
     }
     _check(out, parameters)
     io.write_json(out / "phantom.json", parameters)
     plan = _plan(parameters)
-    todo = [i for i, scan_id in enumerate(plan["scan_id"]) if not _is_complete(out, scan_id, format)]
+    todo = [i for i, scan_id in enumerate(plan["scan_id"]) if not _is_complete(out, scan_id)]
     table_path = out / "truth" / "scans.csv"
     if not todo and table_path.is_file():
         return _read_truth(table_path)
@@ -233,10 +198,6 @@ def write(
         shutil.rmtree(out / "truth" / "partial", ignore_errors=True)
     records = [io.read_json(out / "truth" / "records" / f"{_safe(i)}.json") for i in plan["scan_id"]]
     table = pd.concat([plan.drop(columns=["source_index", "planned"]), pd.DataFrame(records)], axis=1)
-    if format == "nifti":
-        manifest = plan[["scan_id", "split", "label", "source"]].assign(format="nifti")
-        manifest.insert(0, "path", manifest["scan_id"] + ".nii.gz")
-        io.write_csv(out / "manifest.csv", manifest)
     io.write_csv(out / "sources.csv", plan[["scan_id", "source"]])
     io.write_csv(table_path, table)
     return _read_truth(table_path)
@@ -258,8 +219,6 @@ def _check(out: Path, parameters: dict[str, Any]) -> None:
     for name in ("positive", "valid"):
         if not 0 <= parameters[name] <= 1:
             raise ValueError(f"{name} is a share from 0 to 1, not {parameters[name]}")
-    if parameters["format"] not in ("jpeg", "nifti"):
-        raise ValueError(f"format must be 'jpeg' or 'nifti', not {parameters['format']!r}")
     if not out.exists():
         return
     if (out / "phantom.json").is_file():

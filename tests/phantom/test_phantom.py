@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import cv2
-import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -484,7 +483,6 @@ class TestCohort:
             ({"matrix": 8}, "matrix must be"),
             ({"positive": 1.5}, "positive is a share"),
             ({"valid": -0.1}, "valid is a share"),
-            ({"format": "dicom"}, "format must be 'jpeg' or 'nifti', not 'dicom'"),
         ],
     )
     def test_bad_parameters(self, tmp_path, options, message):
@@ -504,45 +502,3 @@ class TestCohort:
 
 def _images(folder: Path) -> dict[str, np.ndarray | None]:
     return {path.name: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in folder.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def nifti(tmp_path_factory) -> tuple[Path, pd.DataFrame]:
-    folder = tmp_path_factory.mktemp("nifti") / "cohort"
-    options = {"n_scans": 4, "matrix": 64, "slices": (16, 20), "seed": 2, "n_jobs": 1}
-    return folder, phantom.write(folder, **options, format="nifti")
-
-
-class TestNifti:
-    def test_manifest_lists_the_files(self, nifti):
-        folder, table = nifti
-        manifest = pd.read_csv(folder / "manifest.csv")
-        assert list(manifest["scan_id"]) == list(table["scan_id"]) and list(manifest["label"]) == list(table["label"])
-        assert all((folder / path).is_file() for path in manifest["path"])
-
-    def test_rot90_of_an_axial_slice_shows_the_patient_upright(self, nifti):
-        """Front on top, feet at the first slice, and columns that run to the patient's right."""
-        (folder, table), checked = nifti, 0
-        for row in table.itertuples():
-            image = nibabel.as_closest_canonical(nibabel.load(folder / f"{row.scan_id}.nii.gz"))
-            hu = np.asanyarray(image.dataobj)
-            assert hu.dtype == np.int16 and hu.shape == (64, 64, row.n_slices)
-            assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
-            assert image.header.get_zooms() == pytest.approx((row.pixel_mm, row.pixel_mm, row.spacing_mm), abs=1e-3)
-            slices = np.stack([np.rot90(hu[:, :, k]) for k in range(row.n_slices)])
-            mask = _mask(folder, row.scan_id)
-            # The reader mirrors them to a radiologist's view, and there the mask lies on the lungs.
-            assert np.median(slices[:, :, ::-1][mask == LABELS["lung"]]) < -650
-            body = np.stack([ndimage.binary_fill_holes(plane > -300) for plane in slices])
-            _, rows, columns = np.nonzero(body)
-            # The first slices with lung are the lowest: there it lies behind. A scan may begin within the lungs.
-            lowest = np.flatnonzero((mask > 0).any((1, 2)))[:2]
-            if lowest[0] > 0:
-                assert np.nonzero(mask[lowest])[1].mean() > rows.mean() + 3
-            # Gas under the lungs is mostly the stomach's, on the patient's left; columns run to the right.
-            under = slice(0, (mask > 0).sum((1, 2)).argmax() - 1)
-            gas = (slices < -850) & body & ~ndimage.binary_dilation(mask > 0, iterations=2)
-            if gas[under].sum() > 30:  # not every stomach holds some, nor does every scan reach it
-                checked += 1
-                assert np.nonzero(gas[under])[2].mean() < columns.mean() - 3
-        assert checked >= 2
