@@ -1,7 +1,6 @@
 """Slice-level predictions of one network, for any scans."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from e2d_lib.network.checkpoint import load
 from e2d_lib.network.device import autocast, precision, resolve_device
 from e2d_lib.network.model import E2D
 from e2d_lib.network.recipe import Recipe
-from e2d_lib.network.slices import Plan, ScanSlices, batches, every_slice, plan
+from e2d_lib.network.slices import Plan, ScanSlices, batches, plan
 from e2d_lib.progress import bar
 
 
@@ -21,15 +20,15 @@ def predict(
     slices: ScanSlices,
     *,
     recipe: Recipe | None = None,
-    draws: int | Literal["all"] = 1,
+    draws: int = 1,
     device: str | None = None,
 ) -> pd.DataFrame:
     """Slice-level predictions: scan_id, draw, index (position in the window, -1 blank), logit, probability, label.
 
     model: a network, or the path of a checkpoint, whose recipe is then the default. draws: how often to draw a scan's
-    slices ("all": each slice of the window once). label is -1 where the class is unknown. A recipe that draws once
-    (released) sees the same slices in every draw. device: by default a network's own, and "auto" for a checkpoint.
-    A scan's rows do not depend on the other scans.
+    slices. label is -1 where the class is unknown. A recipe that draws once (released) sees the same slices in every
+    draw. device: by default a network's own, and "auto" for a checkpoint. A scan's rows do not depend on the other
+    scans.
     """
     if isinstance(model, E2D):
         net, stored = model, Recipe.corrected()
@@ -39,18 +38,20 @@ def predict(
         place = resolve_device(device or "auto")
     net.to(place)
     recipe = recipe or stored
-    rows = np.arange(len(slices))
-    if draws == "all":
-        plans = every_slice(slices, rows)
-    else:
-        plans = [plan(slices, rows, recipe, "score", turn) for turn in range(draws)] if len(rows) else []
-    logits = [
-        infer(net, slices, what, recipe, place).cpu().numpy() for what in bar(plans, desc="prediction", unit="draw")
-    ]
-    turns = [0] * len(plans) if draws == "all" else range(len(plans))
-    tables = [_table(slices, *drawn) for drawn in zip(plans, logits, turns, strict=True)]
-    columns = ["scan_id", "draw", "index", "logit", "probability", "label"]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    tables = [pd.DataFrame(columns=["scan_id", "draw", "index", "logit", "probability", "label"])]
+    for turn in bar(range(draws if len(slices) else 0), desc="prediction", unit="draw"):
+        what = plan(slices, np.arange(len(slices)), recipe, "score", turn)
+        logit = infer(net, slices, what, recipe, place).cpu().numpy().astype(np.float64).ravel()
+        table = {
+            "scan_id": np.repeat(np.array(slices.scan_ids, dtype=object), recipe.n_samples),
+            "draw": turn,
+            "index": what.positions.ravel(),
+            "logit": logit,
+            "probability": 1 / (1 + np.exp(-logit)),
+            "label": np.repeat(slices.labels, recipe.n_samples),
+        }
+        tables.append(pd.DataFrame(table))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 @torch.inference_mode()
@@ -58,27 +59,11 @@ def infer(net: nn.Module, slices: ScanSlices, what: Plan, recipe: Recipe, device
     """(n, n_samples) float32 logits of the planned slices, in evaluation mode."""
     was_training = net.training
     net.eval()
-    width = what.positions.shape[1]
-    scans = max(1, recipe.scans_per_step * recipe.n_samples // width)
-    parts = [Plan(what.rows[k : k + scans], what.positions[k : k + scans]) for k in range(0, len(what.rows), scans)]
+    starts = range(0, len(what.rows), recipe.scans_per_step)
+    parts = [Plan(*(each[k : k + recipe.scans_per_step] for each in what)) for k in starts]
     out = []
     for now in batches(slices, parts, device):
         with autocast(precision(recipe.amp, device), device):
             out.append(net(now.pixels, now.blank).float())
     net.train(was_training)
-    return torch.cat(out).view(-1, width)
-
-
-def _table(slices: ScanSlices, what: Plan, logits: np.ndarray, turn: int) -> pd.DataFrame:
-    width = what.positions.shape[1]
-    logit = logits.astype(np.float64).ravel()
-    return pd.DataFrame(
-        {
-            "scan_id": np.repeat(np.array(slices.scan_ids, dtype=object)[what.rows], width),
-            "draw": turn,
-            "index": what.positions.ravel(),
-            "logit": logit,
-            "probability": 1 / (1 + np.exp(-logit)),
-            "label": np.repeat(slices.labels[what.rows], width),
-        }
-    )
+    return torch.cat(out).view(what.positions.shape)

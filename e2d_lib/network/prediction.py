@@ -10,7 +10,7 @@ from e2d_lib.method import preprocess
 from e2d_lib.network import training
 from e2d_lib.network.model import CheckpointError
 from e2d_lib.network.scores import scan_scores
-from e2d_lib.network.slices import DatasetError, ScanSlices
+from e2d_lib.network.slices import ScanSlices
 from e2d_lib.scans.cohort import read_cohort
 
 PREPROCESSING = "preprocessing.json"
@@ -78,25 +78,15 @@ def predict(
     cohort = read_cohort(data_root).assign(label=pd.NA)  # whatever it says: nothing here may depend on it
     done = preprocess.run(cohort, cache_dir, params, n_jobs=n_jobs)
     scored = done.scans[(done.scans["status"] != "excluded") & (done.scans["stop"] > done.scans["start"])]
-    result = done.scans.set_index("scan_id")[["reason"]].assign(n_checkpoints=0, probability=float("nan"))
-    empty = result.index.difference(scored["scan_id"]).intersection(result.index[result["reason"].eq("")])
-    result.loc[empty, "reason"] = "empty window"
+    table = done.scans.set_index("scan_id")[["reason"]].reindex(cohort["scan_id"]).assign(probability=float("nan"))
     if len(scored):
         place = training.resolve_device(device)
         slices = ScanSlices.from_preprocessed(done, cohort[cohort["scan_id"].isin(scored["scan_id"])], device=place)
-        scores = [_scores(checkpoint, slices, aggregation, draws, device) for checkpoint in checkpoints]
-        mean = pd.concat(scores, axis=1).mean(axis=1)
-        result.loc[mean.index, "probability"] = mean
-        result.loc[mean.index, "n_checkpoints"] = len(checkpoints)
-    decision = (result["probability"] >= threshold).astype("Int64").where(result["probability"].notna())
-    table = result.assign(prediction=decision).reindex(cohort["scan_id"]).reset_index()
-    table["trained_on"] = trained_on(checkpoints)
+        found = [training.predict(checkpoint, slices, draws=draws, device=device) for checkpoint in checkpoints]
+        scores = [scan_scores(own, how=aggregation).set_index("scan_id")["probability"] for own in found]
+        table["probability"] = pd.concat(scores, axis=1).mean(axis=1)
+    known = table["probability"].notna()
+    table["reason"] = table["reason"].mask(~known & table["reason"].eq(""), "empty window")
+    table["prediction"] = table["probability"].ge(threshold).astype("Int64").where(known)
+    table = table.assign(n_checkpoints=known * len(checkpoints), trained_on=trained_on(checkpoints)).reset_index()
     return table[["scan_id", "prediction", "probability", "n_checkpoints", "reason", "trained_on"]]
-
-
-def _scores(checkpoint: str | Path, slices: ScanSlices, aggregation: str, draws: int, device: str) -> pd.Series:
-    net, recipe = training.load(checkpoint)
-    if net.config.size is not None and net.config.size != slices.size:
-        raise DatasetError(f"{checkpoint} takes slices of {net.config.size} pixels, these have {slices.size}")
-    predictions = training.predict(net, slices, recipe=recipe, draws=draws, device=device).drop(columns="label")
-    return scan_scores(predictions, how=aggregation).set_index("scan_id")["probability"]

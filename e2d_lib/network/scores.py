@@ -18,13 +18,14 @@ def scan_scores(
 ) -> pd.DataFrame:
     """One score per scan from its slices' predictions.
 
-    ``slice_predictions``: one row a slice, with the columns ``by`` and ``probability`` (in [0, 1]) or ``logit``.
+    ``slice_predictions``: one row a slice, with the columns ``by`` and ``probability`` (in [0, 1]).
     ``how``: "mean" of probabilities (released, method/README.md §5), "median", "max", mean of the ``k`` largest
     ("topk"; of all when there are fewer), or sigmoid of the mean log-odds ("logodds").
     Gives the columns ``by``, ``probability``, ``n_slices`` (predictions that went in), and ``label``, ``fold`` and
     ``source`` where they are in the input. Order of rows: sorted by ``by``.
-    Where both are given, log-odds are taken from ``logit``, everything else from ``probability``.
-    Raises ValueError for missing columns, values that are no probabilities, or a label that differs inside a scan.
+    Log-odds are those of a column ``logit`` where there is one, which does not end at a probability of 1.
+    Raises ValueError for missing columns, values that are no probabilities, logits that are NaN, or a label that
+    differs inside a scan.
 
     >>> slices = pd.DataFrame({"scan_id": ["a", "a", "b"], "probability": [0.2, 0.6, 0.9]})
     >>> [round(float(p), 12) for p in scan_scores(slices).probability]
@@ -32,7 +33,7 @@ def scan_scores(
     """
     by = list(by)
     columns = set(slice_predictions.columns)
-    if missing := [name for name in by if name not in columns]:
+    if missing := [name for name in (*by, "probability") if name not in columns]:
         raise ValueError(f"slice predictions lack the columns {missing}; they have {sorted(columns)}")
     if how not in Aggregation.__args__:
         raise ValueError(f"how={how!r}, expected one of {', '.join(Aggregation.__args__)}")
@@ -40,29 +41,22 @@ def scan_scores(
         raise ValueError(f"k={k}, expected 1 or more slices")
     if slice_predictions[by].isna().any(axis=None):
         raise ValueError(f"slice predictions have empty values in {by}")
-    if not columns & {"probability", "logit"}:
-        raise ValueError(f"slice predictions need a column probability or logit; they have {sorted(columns)}")
-    source = "logit" if "logit" in columns and (how == "logodds" or "probability" not in columns) else "probability"
-    values = slice_predictions[source].to_numpy(dtype=float)
-    if source == "probability":
-        require_probabilities(values)
-        values = logit(np.clip(values, LOGIT_CLIP, 1 - LOGIT_CLIP)) if how == "logodds" else values
-    elif np.isnan(values).any():
-        raise ValueError(f"{np.isnan(values).sum()} of {values.size} slice logits are NaN")
-    elif how != "logodds":
-        values = expit(values)
+    values = slice_predictions["probability"].to_numpy(dtype=float)
+    require_probabilities(values)
+    if how == "logodds":
+        clipped = logit(np.clip(values, LOGIT_CLIP, 1 - LOGIT_CLIP))
+        values = slice_predictions["logit"].to_numpy(dtype=float) if "logit" in columns else clipped
+        if np.isnan(values).any():
+            raise ValueError(f"{np.isnan(values).sum()} of {values.size} slice logits are NaN")
 
     table = slice_predictions[by].assign(probability=values)
-    groups = table.groupby(by, sort=True)["probability"]
     if how == "topk":
-        largest = table.sort_values("probability", ascending=False, kind="stable").groupby(by, sort=True).head(k)
-        scores = largest.groupby(by, sort=True)["probability"].mean()
-    elif how == "logodds":
-        mean = groups.mean()
-        scores = pd.Series(expit(mean.to_numpy()), index=mean.index, name="probability")
-    else:
-        scores = groups.agg(how)
-    result = pd.concat([scores, groups.size().rename("n_slices")], axis=1)
+        table = table.sort_values("probability", ascending=False, kind="stable").groupby(by).head(k)
+    groups = table.groupby(by, sort=True)["probability"]
+    scores = groups.mean() if how in ("topk", "logodds") else groups.agg(how)
+    if how == "logodds":
+        scores = expit(scores)
+    result = pd.concat([scores, slice_predictions.groupby(by, sort=True).size().rename("n_slices")], axis=1)
     for name in ("label", "fold", "source"):
         if name in columns and name not in by:
             carried = slice_predictions.groupby(by, sort=True)[name]

@@ -75,17 +75,15 @@ class ScanSlices:
 
         n_slices defaults to the widths, patients to one a scan. resident: keep the pixels on the device; "auto" does so
         where they take at most 60 % of the memory that is free there.
-        Raises DatasetError when lengths, shapes or dtypes disagree.
+        Raises DatasetError when shapes or dtypes disagree, or a scan has not an area for each slice; ValueError where
+        there is not one array, area curve, label and name a scan.
         """
-        counts = {"arrays": len(arrays), "areas": len(areas), "labels": len(labels), "scan_ids": len(scan_ids)}
-        if len(set(counts.values())) != 1:
-            raise DatasetError(f"one array, area curve, label and name a scan, got {counts}")
         sizes = {array.shape[1:] for array in arrays}
         square = all(len(shape) == 2 and shape[0] == shape[1] for shape in sizes)
         if len(sizes) > 1 or not square or any(array.dtype != np.uint8 for array in arrays):
             kinds = sorted({f"{array.dtype}{array.shape}" for array in arrays})[:3]
             raise DatasetError(f"slices must be uint8 (width, S, S) with one S for all scans, got {kinds}")
-        for name, array, curve in zip(scan_ids, arrays, areas, strict=True):
+        for name, array, curve, _ in zip(scan_ids, arrays, areas, labels, strict=True):
             if len(array) != len(curve):
                 raise DatasetError(f"{name}: {len(array)} slices but {len(curve)} areas")
         widths = np.array([len(array) for array in arrays], dtype=np.int64)
@@ -106,12 +104,7 @@ class ScanSlices:
 
     @classmethod
     def from_preprocessed(
-        cls,
-        pre: "Preprocessed",
-        cohort_rows: pd.DataFrame,
-        *,
-        device: str | torch.device = "cpu",
-        resident: bool | Literal["auto"] = "auto",
+        cls, pre: "Preprocessed", cohort_rows: pd.DataFrame, *, device: str | torch.device = "cpu"
     ) -> "ScanSlices":
         """The scans of ``cohort_rows`` (scan_id, label, patient) out of the preprocessing cache.
 
@@ -127,12 +120,11 @@ class ScanSlices:
         return cls.from_arrays(
             [pre.pixels(name) for name in names],
             [pre.areas(name) for name in names],
-            list(rows["label"]) if "label" in rows else [None] * len(rows),
+            list(rows["label"]),
             names,
             n_slices=scans.loc[names, "n_slices"].to_numpy(dtype=np.int64),
             patients=patient_of(rows),
             device=device,
-            resident=resident,
         )
 
     def __len__(self) -> int:
@@ -140,8 +132,7 @@ class ScanSlices:
 
     def subset(self, rows: Sequence[int] | np.ndarray) -> "ScanSlices":
         """The scans at ``rows`` (positions, or a boolean mask), in that order, sharing the pixels."""
-        rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        rows = np.arange(len(self))[list(rows)]
         return replace(
             self,
             scan_ids=tuple(self.scan_ids[row] for row in rows),
@@ -232,10 +223,9 @@ def few_shot(
     """
     if not 0 < fraction <= 1:
         raise DatasetError(f"a fraction of the scans lies in (0, 1], got {fraction}")
-    rows = np.array(sorted(range(len(scan_ids)), key=lambda row: scan_ids[row]), dtype=np.int64)
-    of, found = classes(
-        np.asarray(scan_ids if patients is None else patients, dtype=object)[rows], np.asarray(labels)[rows]
-    )
+    rows = np.argsort(np.asarray(scan_ids, dtype=object), kind="stable")
+    owners = np.asarray(scan_ids if patients is None else patients, dtype=object)
+    of, found = classes(owners[rows], np.asarray(labels)[rows])
     chosen: list[int] = []
     for label in np.unique(found):
         members = np.flatnonzero(found == label)
@@ -291,11 +281,6 @@ def plan(slices: ScanSlices, rows: np.ndarray, recipe: Recipe, purpose: str, tur
         return draw(slices.areas[row], variant=recipe.sampler, rng=rng, **options)
 
     return Plan(np.asarray(rows), np.stack([one(row) for row in rows]))
-
-
-def every_slice(slices: ScanSlices, rows: np.ndarray) -> list[Plan]:
-    """All slices of the windows of the scans at ``rows``, a plan for each scan."""
-    return [Plan(np.array([row]), np.arange(slices.widths[row])[None]) for row in rows if slices.widths[row]]
 
 
 def batch(slices: ScanSlices, what: Plan, device: torch.device) -> Batch:

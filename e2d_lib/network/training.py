@@ -7,7 +7,7 @@ needs no generator: the seed and the epoch are that state.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
 from e2d_lib import io
@@ -113,7 +113,7 @@ def fit(
                 f"{run.images_a_step} slices a step go through the network {run.at_once} at a time: "
                 "the same loss, but batch normalisation sees the smaller batches"
             )
-        with told, shown, _writer(run.out_dir if tensorboard else None) as log:
+        with told, shown, _writer(run.out_dir) if tensorboard else contextlib.nullcontext() as log:
             for epoch in range(done + 1, recipe.epochs + 1):
                 row = {"epoch": epoch, "lr": run.rate(epoch * run.steps_an_epoch - 1)}
                 row["loss"] = train_epoch(run, parts["train"], epoch, shown.update)
@@ -122,8 +122,8 @@ def fit(
                         row |= {f"{name}_{key}": value for key, value in score(run, parts[name], epoch).items()}
                 run.history.append(row)
                 keep(run, epoch)
-                for key, value in row.items():
-                    log(key, value, epoch)
+                for key, value in row.items() if log else ():
+                    log.add_scalar(key, value, epoch)
                 shown.set_postfix({key: f"{value:.3g}" for key, value in row.items() if key != "lr"})
                 if callback:
                     callback(run.table)
@@ -168,35 +168,29 @@ def selection(recipe: Recipe, inner: ScanSlices | None) -> str:
     return f"{recipe.select_by} of " + (f"{len(inner)} scans held out" if inner else "the reported fold")
 
 
+@dataclass
 class State:
-    """Of one run: network, averaged weights, optimiser, scaler, history.
+    """Of one run: network, averaged weights, optimiser, scaler, history."""
 
-    at_once: slices in one forward and backward pass. same: what makes it this run.
-    """
+    net: E2D
+    recipe: Recipe
+    device: torch.device
+    out_dir: Path
+    steps_an_epoch: int
+    at_once: int  # slices in one forward and backward pass
+    same: dict[str, Any]  # what makes it this run
+    history: list[dict[str, float]]
+    best: dict[str, Any]  # epoch and score
 
-    def __init__(
-        self,
-        net: E2D,
-        recipe: Recipe,
-        device: torch.device,
-        *,
-        steps_an_epoch: int,
-        at_once: int,
-        out_dir: Path,
-        same: dict[str, Any],
-    ) -> None:
-        self.net, self.recipe, self.device, self.out_dir, self.same = net, recipe, device, out_dir, same
-        self.steps_an_epoch, self.at_once = steps_an_epoch, at_once
+    def __post_init__(self) -> None:
+        net, recipe, kind = self.net, self.recipe, self.device.type
         self.trained = torch.compile(net) if recipe.compile else net  # what is called in training
-        self.average = _average(net, recipe)
-        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
-        fused = device.type in ("cuda", "cpu")  # one pass over all weights in place of a loop
-        self.optimiser = kind(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-        half = precision(recipe.amp, device) == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+        self.average = ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        optimiser = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimiser]
+        fused = kind in ("cuda", "cpu")  # one pass over all weights in place of a loop
+        self.optimiser = optimiser(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+        self.scaler = torch.amp.GradScaler(kind, enabled=precision(recipe.amp, self.device) == torch.float16)
         self.augment = Augment(recipe.strengths) if recipe.augment else None
-        self.history: list[dict[str, float]] = []
-        self.best: dict[str, Any] = {"epoch": 0, "score": None}
 
     def rate(self, number: int) -> float:
         return learning_rate(number, self.recipe.epochs * self.steps_an_epoch, self.recipe)
@@ -226,26 +220,25 @@ def begin(parts: dict[str, ScanSlices], config: ModelConfig, recipe: Recipe, out
     data = [[part.scan_ids, part.labels, part.widths, part.n_slices] for part in parts.values()]
     same = {"model": asdict(config), "recipe": asdict(recipe), "scans": {"digest": io.digest(data)}}
     same = json.loads(io.dumps(same))
-    saved = read_state(out_dir / STATE)
+    saved = read_state(out_dir / STATE) or {}
     if saved:
         check_same(saved["same"], same, out_dir)
     device = resolve_device(recipe.device)
     net = build(replace(config, pretrained=False) if saved else config, seed=recipe.seed)
     net.config = config
     net.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    at_once = recipe.micro_batch or (saved or {}).get("at_once")  # a resumed run goes on as it began
+    at_once = recipe.micro_batch or saved.get("at_once")  # a resumed run goes on as it began
     if not at_once:
         images, dtype = recipe.scans_per_step * recipe.n_samples, precision(recipe.amp, device)
         at_once = memory.fitting(config, images, parts["train"].size, dtype, free(device))
-    run = State(net, recipe, device, steps_an_epoch=steps, at_once=at_once, out_dir=out_dir, same=same)
-    if saved:
-        run.history, run.best = saved["history"], saved["best"]
-        if "net" in saved:  # else it is finished, and nothing is left to train
-            restore(net, saved["net"], str(out_dir / STATE))
-            if run.average:
-                run.average.module.load_state_dict(saved["average"])
-            run.optimiser.load_state_dict(saved["optimiser"])
-            run.scaler.load_state_dict(saved["scaler"])
+    history, best = saved.get("history", []), saved.get("best", {"epoch": 0, "score": None})
+    run = State(net, recipe, device, out_dir, steps, at_once, same, history, best)
+    if "net" in saved:  # else it begins, or is finished and nothing is left to train
+        restore(net, saved["net"], str(out_dir / STATE))
+        if run.average:
+            run.average.module.load_state_dict(saved["average"])
+        run.optimiser.load_state_dict(saved["optimiser"])
+        run.scaler.load_state_dict(saved["scaler"])
     return run
 
 
@@ -254,7 +247,7 @@ def train_epoch(run: State, train: ScanSlices, epoch: int, shown: Callable[[int]
     recipe = run.recipe
     steps = visits(train, recipe, epoch)
     plans = (plan(train, rows, recipe, "train", epoch) for rows in steps)
-    generator = _torch_generator(recipe.seed, "augment", epoch, 0)
+    generator = torch.Generator().manual_seed(int(stream(recipe.seed, "augment", epoch, 0).integers(2**62)))
     previous, total = None, torch.zeros((), device=run.device)
     run.trained.train()
     with seeded(run.device, int(stream(recipe.seed, "drop path", epoch, 0).integers(2**62))):
@@ -293,9 +286,9 @@ def score(run: State, slices: ScanSlices, epoch: int) -> dict[str, float]:
     what = plan(slices, np.arange(len(slices)), run.recipe, "score")
     targets = np.where(what.positions == BLANK, 0, slices.labels[:, None])
     weights = slices.n_slices if run.recipe.score_by == "slice_row" else np.ones(len(slices))
-    logits = infer(run.evaluated, slices, what, run.recipe, run.device).cpu().numpy().astype(np.float64)
+    logits = infer(run.evaluated, slices, what, run.recipe, run.device).cpu()
     check_finite(run, logits, epoch, run.steps_an_epoch)
-    return scores(logits, targets, weights)
+    return scores(logits.numpy().astype(np.float64), targets, weights)
 
 
 def keep(run: State, epoch: int) -> None:
@@ -321,9 +314,9 @@ def keep(run: State, epoch: int) -> None:
     write_state(run.out_dir / STATE, state)
 
 
-def check_finite(run: State, values: torch.Tensor | np.ndarray | None, epoch: int, number: int) -> None:
+def check_finite(run: State, values: torch.Tensor | None, epoch: int, number: int) -> None:
     """Stop when a loss, or a logit at the epoch's end, is not a number."""
-    if values is None or np.isfinite(values if isinstance(values, np.ndarray) else values.item()).all():
+    if values is None or values.isfinite().all():
         return
     kept = f"the last good checkpoint is {run.out_dir / SELECTED}, of epoch {run.best['epoch']}"
     raise TrainingError(
@@ -359,23 +352,7 @@ def check_classes(slices: ScanSlices, what: str) -> None:
         )
 
 
-def _average(net: nn.Module, recipe: Recipe) -> Any:
-    from timm.utils import ModelEmaV3
-
-    return ModelEmaV3(net, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-
-
-def _torch_generator(*keys: int | str) -> torch.Generator:
-    return torch.Generator().manual_seed(int(stream(*keys).integers(2**62)))
-
-
-@contextlib.contextmanager
-def _writer(out_dir: Path | None) -> Iterator[Callable[[str, float, int], None]]:
-    """A function (name, value, epoch) that logs to TensorBoard, or does nothing."""
-    if out_dir is None:
-        yield lambda name, value, epoch: None
-        return
+def _writer(out_dir: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(out_dir / "tensorboard") as writer:
-        yield writer.add_scalar
+    return SummaryWriter(out_dir / "tensorboard")

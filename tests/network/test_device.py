@@ -49,8 +49,8 @@ class Watch(TorchDispatchMode):
 def begun(tmp_path, monkeypatch):
     """A run on the stand-in, its slices resident there."""
     monkeypatch.setattr(training, "resolve_device", lambda name: META)
-    average = training._average  # its generator, for rounding bfloat16, cannot be made for meta
-    monkeypatch.setattr(training, "_average", lambda net, recipe: average(build(SMALL), recipe).to(META))
+    average = training.ModelEmaV3  # its generator, for rounding bfloat16, cannot be made for meta
+    monkeypatch.setattr(training, "ModelEmaV3", lambda net, **how: average(build(SMALL), **how).to(META))
     monkeypatch.setattr(slices, "ahead", iter)  # a mode watches its own thread only
     images = toy()
     images = replace(images, pixels=images.pixels.to(META))

@@ -45,16 +45,15 @@ class TestScanScores:
 
     def test_logits_give_what_their_sigmoids_give(self):
         logits = np.log(self.SLICES.probability / (1 - self.SLICES.probability))
-        given = self.SLICES.drop(columns="probability").assign(logit=logits)
         for how in ("mean", "logodds"):
             np.testing.assert_allclose(
-                scores.scan_scores(given, how=how).probability,
+                scores.scan_scores(self.SLICES.assign(logit=logits), how=how).probability,
                 scores.scan_scores(self.SLICES, how=how).probability,
                 rtol=1e-12,
             )
 
     def test_large_logits_are_not_cut_off(self):
-        slices = pd.DataFrame({"scan_id": "a", "logit": [40.0, -38.0]})
+        slices = pd.DataFrame({"scan_id": "a", "logit": [40.0, -38.0], "probability": [1.0, 0.0]})
         assert scores.scan_scores(slices, how="logodds").probability[0] == pytest.approx(1 / (1 + math.exp(-1)))
 
     def test_certain_probabilities_stay_finite(self):
@@ -78,6 +77,7 @@ class TestScanScores:
             ({"probability": [0.5, 1.2, 0.2, 0.6, -1]}, {}, "2 of 5 probabilities"),
             ({"label": [0, 1, 0, 1, 1]}, {}, "label differs between slices of a"),
             ({"scan_id": ["b", None, "a", "a", "a"]}, {}, "empty values"),
+            ({"logit": [0.5, np.nan, 0.2, 0.6, 0.9]}, {"how": "logodds"}, "1 of 5 slice logits are NaN"),
             ({}, {"how": "mode"}, "how='mode'"),
             ({}, {"how": "topk", "k": 0}, "k=0"),
             ({}, {"by": ("seed",)}, "lack the columns"),
@@ -88,5 +88,5 @@ class TestScanScores:
             scores.scan_scores(self.SLICES.assign(**change), **options)
 
     def test_no_scores(self):
-        with pytest.raises(ValueError, match="probability or logit"):
+        with pytest.raises(ValueError, match=r"lack the columns \['probability'\]"):
             scores.scan_scores(self.SLICES[["scan_id"]])

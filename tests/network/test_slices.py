@@ -90,8 +90,10 @@ class TestScanSlices:
 
     def test_refuses_what_does_not_fit_together(self, rng):
         images = arrays(rng)
-        with pytest.raises(DatasetError, match="one array, area curve, label and name"):
+        with pytest.raises(ValueError, match="shorter than"):
             ScanSlices.from_arrays(images, [np.ones(9)], [0, 1, 0], ["a", "b", "c"])
+        with pytest.raises(ValueError, match="longer than"):
+            ScanSlices.from_arrays(images[:1], [np.ones(9)], [0, 1], ["a"])
         with pytest.raises(DatasetError, match="a: 9 slices but 8 areas"):
             ScanSlices.from_arrays(images[:1], [np.ones(8)], [0], ["a"])
         with pytest.raises(DatasetError, match="one S for all scans"):
