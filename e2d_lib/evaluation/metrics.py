@@ -57,17 +57,15 @@ def best_threshold(labels: Any, probabilities: Any) -> float:
         raise ValueError(
             f"a threshold needs both classes; got {data.n_positive} positive and {data.n_negative} negative scans"
         )
-    order = np.argsort(data.probabilities, kind="stable")
-    scores = data.probabilities[order]
-    cuts = np.flatnonzero(np.diff(scores) > 0) + 1  # the first scan called positive
-    if not cuts.size:
+    scores = np.unique(data.probabilities)
+    if len(scores) == 1:
         return 0.5
-    fn = np.cumsum(data.labels[order])[cuts - 1]
-    tn = cuts - fn
-    value = macro_f1(data.n_positive - fn, data.n_negative - tn, tn, fn)
-    middles = (scores[cuts - 1] + scores[cuts]) / 2
+    middles = (scores[:-1] + scores[1:]) / 2
     # Adjacent floats may have no float between them: the cut is then the upper score itself.
-    middles = np.where(middles > scores[cuts - 1], middles, scores[cuts])
+    middles = np.where(middles > scores[:-1], middles, scores[1:])
+    called = (data.probabilities >= middles[:, None]).astype(np.int64)  # (cuts, n)
+    tp, fp = called @ data.labels, called @ (1 - data.labels)
+    value = macro_f1(tp, fp, data.n_negative - fp, data.n_positive - tp)
     best = middles[value >= value.max() * (1 - 1e-12)]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
@@ -279,19 +277,14 @@ class Scored(NamedTuple):
         return len(self.labels) - self.n_positive
 
 
-def _labels(labels: Any) -> np.ndarray:
-    values = pd.array(labels) if not isinstance(labels, pd.Series) else labels.array
-    if missing := int(pd.isna(values).sum()):
-        raise ValueError(f"{missing} of {len(values)} scans have no label; leave unlabeled scans out")
-    values = np.asarray(values)
-    if values.ndim != 1 or not np.isin(values, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, one per scan; got {np.unique(values)[:5].tolist()}")
-    return values.astype(np.int64)
-
-
 def checked(labels: Any, probabilities: Any, threshold: Any, weights: Any, groups: Any = None) -> Scored:
     """Everything as arrays of one length; scans of weight 0 are left out."""
-    labels = _labels(labels)
+    labels = pd.array(labels) if not isinstance(labels, pd.Series) else labels.array
+    if missing := int(pd.isna(labels).sum()):
+        raise ValueError(f"{missing} of {len(labels)} scans have no label; leave unlabeled scans out")
+    if labels.ndim != 1 or not np.isin(labels, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, one per scan; got {np.unique(labels)[:5].tolist()}")
+    labels = np.asarray(labels, dtype=np.int64)
     probabilities = np.asarray(probabilities, dtype=float)
     if probabilities.shape != labels.shape:
         raise ValueError(f"{len(labels)} labels but probabilities of shape {probabilities.shape}")

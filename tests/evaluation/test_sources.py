@@ -256,7 +256,7 @@ class TestDifference:
             auc_difference(one, one, 5)
 
 
-@pytest.mark.parametrize("change", [None, lambda images: 255 - images], ids=["plain", "changed"])
+@pytest.mark.parametrize("change", [None, lambda images, scan: 255 - images], ids=["plain", "changed"])
 def test_features_are_means_over_the_drawn_slices(change, monkeypatch):
     monkeypatch.setattr("e2d_lib.network.features.has_bfloat16", lambda device: False)  # the same on every machine
     rng = np.random.default_rng(3)
@@ -268,7 +268,7 @@ def test_features_are_means_over_the_drawn_slices(change, monkeypatch):
     assert got.shape[:2] == (2, 2)
     for replicate, scan in np.ndindex(2, 2):
         images = torch.from_numpy(arrays[scan][drawn[replicate, scan]]).unsqueeze(1)
-        images = images if change is None else change(images)
+        images = images if change is None else change(images, scan)
         with torch.inference_mode():
             expected = torch.stack([net.backbone(net.normalise(image[None]))[0] for image in images]).mean(0)
         np.testing.assert_allclose(got[replicate, scan], expected, rtol=1e-4, atol=1e-5)
