@@ -72,7 +72,8 @@ def sample(
     8
     """
     areas, n_samples, n_intervals = _checked(areas, n_samples, n_intervals, method, variant)
-    rng = _generator(rng)
+    if not isinstance(rng, np.random.Generator | np.random.RandomState):
+        rng = np.random.default_rng(0 if rng is None else operator.index(rng))
     n = len(areas)
     if n == 0 and variant != "released":
         raise ValueError("areas is empty: the window holds no slice to draw")
@@ -88,11 +89,7 @@ def sample(
 
 
 def strata(
-    areas: ArrayLike,
-    n_samples: int = 8,
-    n_intervals: int = 4,
-    method: Method = "kds",
-    variant: Variant = "corrected",
+    areas: ArrayLike, n_samples: int = 8, n_intervals: int = 4, method: Method = "kds", variant: Variant = "corrected"
 ) -> list[tuple[NDArray[np.int64], int]]:
     """What :func:`sample` draws from: groups of slices, and how many are drawn of each, without replacement.
 
@@ -121,12 +118,13 @@ def _strata(
         return [(np.arange(n), min(n, n_samples))]
     if variant == "corrected":
         n_intervals = min(n_intervals, n_samples)
-    interval = _intervals(areas, edges(areas, n_intervals, method), closed=variant != "released")
-    counts = np.bincount(interval[interval >= 0], minlength=n_intervals)
-    returned = np.arange(n)
-    if variant == "released":
+    bounds, returned = edges(areas, n_intervals, method), np.arange(n)
+    interval = np.searchsorted(bounds[1:-1], areas, side="right")  # [bounds[i], bounds[i + 1]), the last one closed
+    if variant == "released":  # the last one half-open too
+        interval[areas >= bounds[-1]] = -1
         _, first, inverse = np.unique(areas, return_index=True, return_inverse=True)
         returned = first[inverse]
+    counts = np.bincount(interval[interval >= 0], minlength=n_intervals)
     shares = quotas(counts, n_samples, variant).tolist()
     return [(returned[interval == i], quota) for i, quota in enumerate(shares)]
 
@@ -208,12 +206,6 @@ def quotas(counts: ArrayLike, n_samples: int = 8, variant: Variant = "corrected"
     return quota
 
 
-def _intervals(areas: NDArray[Any], bounds: NDArray[np.float64], *, closed: bool) -> NDArray[np.intp]:
-    """(n,) the interval [bounds[i], bounds[i+1]) each area is in; the last one holds its end if closed, else -1."""
-    interval = np.searchsorted(bounds[1:-1], areas, side="right")
-    return interval if closed else np.where(areas < bounds[-1], interval, -1)
-
-
 def _checked(
     areas: ArrayLike, n_samples: int, n_intervals: int, method: str, variant: str
 ) -> tuple[NDArray[Any], int, int]:
@@ -233,9 +225,3 @@ def _count(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} is {number}; expected at least 1")
     return number
-
-
-def _generator(rng: Rng) -> np.random.Generator | np.random.RandomState:
-    if isinstance(rng, np.random.Generator | np.random.RandomState):
-        return rng
-    return np.random.default_rng(0 if rng is None else operator.index(rng))

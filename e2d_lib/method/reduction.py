@@ -118,16 +118,13 @@ def reduction_table(
     sums = _sums(slices, scans, cohort)
     # Sorted, so that the resamples do not depend on the order of the cohort's rows.
     ordered = cohort.assign(label=cohort["label"].astype("Int64").fillna(-1)).sort_values("scan_id")
-    strata = ordered.groupby(["split", "label"], sort=True)
-    members = {key: sums.loc[part["scan_id"]].to_numpy() for key, part in strata}
-    resampled = {}
-    if ci and rounding is None:
-        patients = {key: patient_of(part) for key, part in strata}
-        drawn = {
-            key: bootstrap.counts(rng, n_boot, len(v), strata=np.zeros(len(v)), groups=patients[key])
-            for key, v in members.items()
-        }
-        resampled = {key: np.concatenate([n @ members[key] for n in blocks]) for key, blocks in drawn.items()}
+    members, resampled = {}, {}
+    for key, part in ordered.groupby(["split", "label"], sort=True):
+        members[key] = sums.loc[part["scan_id"]].to_numpy()
+        if ci and rounding is None:
+            how = {"strata": np.zeros(len(part)), "groups": patient_of(part)}
+            drawn = bootstrap.counts(rng, n_boot, len(part), **how)
+            resampled[key] = np.concatenate([n @ members[key] for n in drawn])
 
     table = []
     for name, keys in _rows(list(members)).items():
@@ -135,8 +132,7 @@ def reduction_table(
         values = _statistics(total)
         row = {"row": name, **{column: float(values[column]) for column in DECIMALS}}
         if rounding is None:
-            row |= {"n_scans": int(total[4]), "n_slices": int(total[0])}
-            row["total_delta"] = float(values["total_delta"])
+            row |= {"n_scans": int(total[4]), "n_slices": int(total[0]), "total_delta": float(values["total_delta"])}
         else:
             row |= {column: truncate(row[column], places) for column, places in DECIMALS.items()}
         if resampled:
@@ -194,13 +190,10 @@ def comparison(measured: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     ours, theirs = measured.set_index("row").reindex(rows), published.set_index("row").reindex(rows)
     parts = []
     for quantity in DECIMALS:
-        part = pd.DataFrame({"row": rows, "quantity": quantity})
-        part["published"], part["measured"] = theirs[quantity].to_numpy(), ours[quantity].to_numpy()
-        part["difference"] = part["measured"] - part["published"]
-        for bound in ("low", "high"):
-            name = f"{quantity}_{bound}"
-            part[bound] = ours[name].to_numpy() if name in ours else np.nan
-        parts.append(part)
+        values = {"published": theirs[quantity], "measured": ours[quantity]}
+        values["difference"] = values["measured"] - values["published"]
+        values |= {bound: ours.get(f"{quantity}_{bound}", np.nan) for bound in ("low", "high")}
+        parts.append(pd.DataFrame({"row": rows, "quantity": quantity, **values}, index=rows))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -291,14 +284,8 @@ def _rows(strata: list[tuple[str, int]]) -> dict[str, list[tuple[str, int]]]:
         raise ValueError(f"unknown splits {sorted(unknown)}; expected train, valid, test or none")
     other = "Other scans" if splits > {""} else "All scans"
     both = {"train", "valid"}
-    names = {
-        "Training": {"train"},
-        "Validation": {"valid"},
-        "(T+V)": both,
-        "Total": both,
-        "Testing": {"test"},
-        other: {""},
-    }
+    names = {"Training": {"train"}, "Validation": {"valid"}, "(T+V)": both, "Total": both}
+    names |= {"Testing": {"test"}, other: {""}}
     rows = {}
     for name, members in names.items():
         if members <= splits:

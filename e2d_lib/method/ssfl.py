@@ -52,8 +52,8 @@ def crop_box(image: NDArray[np.uint8]) -> Box:
     >>> crop_box(image)
     (15, 36, 25, 56)
     """
-    image = _checked(image)
-    return _box(_air(_dark(image), image.shape[1]), image.shape)
+    _, air = _bitmaps(image)
+    return _box(air, image.shape)
 
 
 def lung_area(image: NDArray[np.uint8]) -> int:
@@ -70,8 +70,8 @@ def lung_area(image: NDArray[np.uint8]) -> int:
     >>> lung_area(image)  # 10 x 20, grown by 2 on each side
     336
     """
-    image = _checked(image)
-    return _area(_dark(image), image.shape[1])
+    _, air = _bitmaps(image)
+    return _bits().hole_area(air, image.shape[1])
 
 
 def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "full") -> Measurement:
@@ -88,8 +88,7 @@ def measure(image: NDArray[np.uint8], *, area_on: Literal["full", "crop"] = "ful
     if area_on == "crop":
         box, _, area = measure_both(image)
         return Measurement(box, area)
-    image = _checked(image)
-    air = _air(_dark(image), image.shape[1])
+    _, air = _bitmaps(image)
     return Measurement(_box(air, image.shape), _bits().hole_area(air, image.shape[1]))
 
 
@@ -100,12 +99,10 @@ def measure_both(image: NDArray[np.uint8]) -> tuple[Box, int, int]:
     :raises TypeError: image is not a uint8 array.
     :raises ValueError: image is not 2-D, or holds no pixel.
     """
-    image = _checked(image)
-    dark = _dark(image)
-    air = _air(dark, image.shape[1])
+    dark, air = _bitmaps(image)
     _, _, col0, col1 = box = _box(air, image.shape)
-    area = _bits().hole_area(air, image.shape[1])
-    return box, area, _area(_bits().cropped(dark, *box), col1 - col0)
+    cropped = _bits().grown(_bits().cropped(dark, *box), col1 - col0)
+    return box, _bits().hole_area(air, image.shape[1]), _bits().hole_area(cropped, col1 - col0)
 
 
 def slice_window(areas: ArrayLike, fraction: float = 0.5, trim: bool = False) -> tuple[int, int]:
@@ -155,17 +152,6 @@ def checked_areas(areas: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _checked(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        received = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image is {received}; expected a uint8 array (readers.hu_to_uint8 windows Hounsfield units)")
-    if image.ndim != 2:
-        raise ValueError(f"image has shape {image.shape}; expected (rows, cols), one grey slice")
-    if image.size == 0:
-        raise ValueError(f"image has shape {image.shape}: it holds no pixel")
-    return image
-
-
 def _bits() -> ModuleType:
     """The compiled pixel work, loaded with the first slice: numba takes half a second and 100 MB."""
     from e2d_lib.method import bits
@@ -173,23 +159,23 @@ def _bits() -> ModuleType:
     return bits
 
 
-def _dark(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """The bitmap of the pixels under the threshold."""
-    return _bits().below(np.ascontiguousarray(image), THRESHOLD)
-
-
-def _air(dark: NDArray[np.uint64], cols: int) -> NDArray[np.uint64]:
-    """The bitmap of the pixels that the 5x5 minimum filter leaves under the threshold, :func:`bits.hole_area`'s input.
+def _bitmaps(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """The bitmaps of the pixels under the threshold, and of those that the 5x5 minimum filter leaves under it.
 
     A minimum is under the threshold when any pixel of its window is, so minimum filter and threshold change places:
     one threshold, then binary work, many times cheaper than a rank filter. A border that repeats edge pixels adds no
-    pixel to a window that it does not hold already, so what lies outside the image may be left out.
+    pixel to a window that it does not hold already, so what lies outside the image may be left out. Raises TypeError
+    and ValueError for what is no slice.
     """
-    return _bits().grown(dark, cols)
-
-
-def _area(dark: NDArray[np.uint64], cols: int) -> int:
-    return _bits().hole_area(_air(dark, cols), cols)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        received = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(f"image is {received}; expected a uint8 array (readers.hu_to_uint8 windows Hounsfield units)")
+    if image.ndim != 2:
+        raise ValueError(f"image has shape {image.shape}; expected (rows, cols), one grey slice")
+    if image.size == 0:
+        raise ValueError(f"image has shape {image.shape}: it holds no pixel")
+    dark = _bits().below(np.ascontiguousarray(image), THRESHOLD)
+    return dark, _bits().grown(dark, image.shape[1])
 
 
 def _box(air: NDArray[np.uint64], shape: tuple[int, ...]) -> Box:
