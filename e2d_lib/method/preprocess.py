@@ -23,7 +23,7 @@ import shutil
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +38,10 @@ import pyarrow.parquet as pq
 from e2d_lib import io, parallel, progress
 from e2d_lib.method import ssfl
 from e2d_lib.scans import plausible, readers
+from e2d_lib.scans.findings import Notes
 
 FORMAT = 2
 """Version of the cache: raise it when the same parameters give other bytes; old caches then stay, unread."""
-
-VARIANTS = ("released", "paper", "corrected")
-AREAS_ON = ("full", "crop")
 
 ROW_GROUP = 256
 """Scans to a row group of the cohort's tables: what putting them together holds in memory."""
@@ -94,7 +92,7 @@ class Params:
     min_slices: int = 5
 
     def __post_init__(self):
-        known = {"area_on": AREAS_ON, "variant": VARIANTS, "view": readers.VIEWS}
+        known = {"area_on": ("full", "crop"), "variant": ("released", "paper", "corrected"), "view": readers.VIEWS}
         count = "a whole number >= 1", lambda value: type(value) is int and value >= 1  # no bool, which is an int too
         share = "a number in (0, 1]", lambda v: not isinstance(v, bool) and isinstance(v, int | float) and 0 < v <= 1
         truth = "true or false", lambda value: isinstance(value, bool)
@@ -272,48 +270,42 @@ def _process(
     row: Mapping[str, Any], params: Params, *, check: bool = True
 ) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray | None]:
     """Record, table of slices, and (width, size, size) pixels of a scan, or None where it is excluded."""
-    scan_id = str(row["scan_id"])
-    findings: list[readers.Finding] = []
-    sizes = dict.fromkeys(("n_files", "n_slices", "height", "width", "start", "stop"), 0)
-    empty = SLICES.empty_table().to_pandas()
-    pixels, failed, hounsfield = None, False, row.get("format", "jpeg") != "jpeg"
-
-    def note(outcome: str, reason: str) -> None:
-        findings.append(readers.Finding(scan_id, "", outcome, reason))
-
+    scan_id, hounsfield = str(row["scan_id"]), row.get("format", "jpeg") != "jpeg"
+    notes, n_files, start, stop, pixels, failed = Notes(scan_id), 0, 0, 0, None, False
     try:
         scan = readers.open_scan(row, view=params.view)
-        sizes["n_files"], findings = len(scan), scan.findings  # to which reading adds
+        n_files, notes = len(scan), scan.findings  # to which reading adds
         found = list(scan.readable())  # each slice is decoded once
         del scan  # and with it the volume
-        table, images = _measure(scan_id, found, params, note)
-        sizes["n_slices"] = len(images)
-        if images:
-            (sizes["height"], sizes["width"]), _ = _shapes(images)[0]
-        if any(finding.slice == "" and finding.outcome == "excluded" for finding in findings):
+        table, images = _measure(found, params, notes)
+        if any(finding.slice == "" and finding.outcome == "excluded" for finding in notes):
             pass  # nothing could be read, and the reader has said why
         elif len(images) < params.min_slices:
-            note("excluded", f"fewer than {params.min_slices} slices: {len(images)}")
+            notes.add("", "excluded", f"fewer than {params.min_slices} slices: {len(images)}")
         elif (why := plausible.doubtful(images, hounsfield=hounsfield)) and check:
-            note("excluded", why)
+            notes.add("", "excluded", why)
         else:
             if not why and not hounsfield and plausible.bright_around(images):
                 why = f"{readers.Reason.NO_AIR}: the crop keeps the corners"
             if why:
-                note("warned", why)
-            sizes["start"], sizes["stop"] = _window(table["area"].to_numpy(), params, note)
-            pixels = _pixels(images, table, sizes["start"], sizes["stop"], params.size)
+                notes.add("", "warned", why)
+            start, stop = ssfl.slice_window(table["area"], params.fraction, params.trim)
+            if not table["area"].any():
+                notes.add("", "warned", "no lung: every lung area is 0")
+            if start == stop:
+                notes.add("", "warned", f"empty window: the cut leaves nothing of {len(table)} slices")
+            pixels = _pixels(images[start:stop], table[start:stop], params.size)
     except Exception as error:  # one bad scan must not end the cohort; its findings say what happened
-        failed = True
         frames = traceback.extract_tb(error.__traceback__)
         place = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
-        note("excluded", f"failed: {type(error).__name__}: {error} [{place}]")
-        table, pixels = empty, None
-        sizes |= dict.fromkeys(("n_slices", "height", "width", "start", "stop"), 0)
+        notes.add("", "excluded", f"failed: {type(error).__name__}: {error} [{place}]")
+        table, images, start, stop, pixels, failed = SLICES.empty_table().to_pandas(), [], 0, 0, None, True
     # A record must not differ between machines, so no folder of this one may be named in it.
-    findings = [finding._replace(reason=finding.reason.replace(row["path"], scan_id)) for finding in findings]
+    findings = [finding._replace(reason=finding.reason.replace(row["path"], scan_id)) for finding in notes]
     status, reason = _verdict(findings)
-    record = {"scan_id": scan_id, **sizes, "status": status, "reason": reason, "failed": failed}
+    height, width = _shapes(images)[0][0] if images else (0, 0)
+    record = {"scan_id": scan_id, "n_files": n_files, "n_slices": len(images), "height": height, "width": width}
+    record |= {"start": start, "stop": stop, "status": status, "reason": reason, "failed": failed}
     return record | {"findings": [list(finding) for finding in findings]}, table, pixels
 
 
@@ -323,7 +315,7 @@ def _shapes(images: list[np.ndarray]) -> list[tuple[tuple[int, int], int]]:
 
 
 def _measure(
-    scan_id: str, found: list[tuple[str, np.ndarray]], params: Params, note: Callable[[str, str], None]
+    found: list[tuple[str, np.ndarray]], params: Params, notes: Notes
 ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """The table of slices, and their images: all that were found, or what the released rule leaves of a mixed scan."""
     whole = not params.crop
@@ -333,9 +325,9 @@ def _measure(
         if params.variant == "released":
             # The released pipeline throws the crop away and keeps the last slice only.
             found, whole = found[-1:], True
-            note("warned", f"mixed shapes: {listed}; the last slice is kept, whole")
+            notes.add("", "warned", f"mixed shapes: {listed}; the last slice is kept, whole")
         else:
-            note("warned", f"mixed shapes: {listed}; each slice is cropped and resized on its own")
+            notes.add("", "warned", f"mixed shapes: {listed}; each slice is cropped and resized on its own")
     rows = []
     for index, (name, image) in enumerate(found):
         height, width = image.shape
@@ -345,26 +337,16 @@ def _measure(
         else:
             box, full, on_crop = ssfl.measure_both(image)
         area = on_crop if params.area_on == "crop" else full
-        rows.append((scan_id, index, name, height, width, *box, area, on_crop))
+        rows.append((notes.scan_id, index, name, height, width, *box, area, on_crop))
     table = pd.DataFrame(rows, columns=SLICES.names).astype(dict.fromkeys(SLICES.names[3:], "int64"))
     return table, [image for _, image in found]
 
 
-def _window(areas: np.ndarray, params: Params, note: Callable[[str, str], None]) -> tuple[int, int]:
-    """The window [start, stop) of a scan, and a warning where it says little."""
-    start, stop = (int(edge) for edge in ssfl.slice_window(areas, params.fraction, params.trim))
-    if not areas.any():
-        note("warned", "no lung: every lung area is 0")
-    if start == stop:
-        note("warned", f"empty window: the cut leaves nothing of {len(areas)} slices")
-    return start, stop
-
-
-def _pixels(images: list[np.ndarray], table: pd.DataFrame, start: int, stop: int, size: int) -> np.ndarray:
-    """(stop - start, size, size) uint8: the window's slices, cropped and resized."""
-    pixels = np.empty((stop - start, size, size), np.uint8)
-    boxes = table[["row0", "row1", "col0", "col1"]].to_numpy()[start:stop]
-    for k, (image, (row0, row1, col0, col1)) in enumerate(zip(images[start:stop], boxes, strict=True)):
+def _pixels(images: list[np.ndarray], table: pd.DataFrame, size: int) -> np.ndarray:
+    """(n, size, size) uint8: the window's n slices, cropped and resized."""
+    pixels = np.empty((len(images), size, size), np.uint8)
+    boxes = table[["row0", "row1", "col0", "col1"]].to_numpy()
+    for k, (image, (row0, row1, col0, col1)) in enumerate(zip(images, boxes, strict=True)):
         pixels[k] = resize(image[row0:row1, col0:col1], size)
     return pixels
 
