@@ -4,7 +4,7 @@ import contextlib
 import csv
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from e2d_lib.scans.formats import (
     SUFFIXES,
     file_kind,
     format_of,
+    formats_in,
     guess_format,
     is_folder,
     is_hidden,
@@ -36,19 +37,12 @@ from e2d_lib.scans.patients import (
     patient_of,
     refuse_leaks,
     same_bytes,
-    with_patients,
+    whose,
 )
 
 COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format", "patient")
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "test": "test",
-    "testing": "test",
-}
+SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("valid", "val", "validation"), "valid")
+SPLITS |= dict.fromkeys(("test", "testing"), "test")
 CLASSES = dict.fromkeys(("1", "positive", "covid", "covid19"), 1)
 CLASSES |= dict.fromkeys(("0", "negative", "normal", "noncovid", "noncovid19"), 0)
 """Class folder, or cell of a manifest, in small letters and digits alone -> label."""
@@ -104,10 +98,10 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
         found = [one._replace(**_told(one.scan_id, classes)) for one in _unique_ids(found)]
         found = one_of_each_study(found, root, note)
         _note_unknown_classes(found, note)
-        order = list(dict.fromkeys(SPLITS.values()))
-        found.sort(key=lambda one: (order.index(one.split) if one.split else len(order), natural_key(one.scan_id)))
+        order = [*dict.fromkeys(SPLITS.values()), ""]
+        found.sort(key=lambda one: (order.index(one.split), natural_key(one.scan_id)))
         found = _with_sources(found, os.path.join(root, "sources.csv"), note)
-    table = pd.DataFrame(_rows(found, note), columns=list(COHORT_COLUMNS)).astype({"label": "Int64", "fold": "Int64"})
+    table = _table(found, note)
     table.attrs["findings"] = [list(f) for f in findings]  # lists, which a parquet file's metadata can hold
     return table
 
@@ -203,26 +197,24 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
     return {"split": split, "label": label, "unit": unit}
 
 
-def _rows(found: list[Found], note: Note) -> list[tuple]:
-    """The table's rows; scans with the same bytes are noted, and are one patient's where nobody told another."""
-    told = {one.scan_id: one.patient for one in found if one.patient}
-    found = with_patients(found)
-    patients, splits = {}, defaultdict(dict)
-    for first, again in same_bytes(found):
+def _table(found: list[Found], note: Note) -> pd.DataFrame:
+    """The cohort's table; scans with the same bytes are noted, and are one patient's where nobody told another."""
+    patients = whose(found)
+    for i, k in same_bytes(found):
+        first, again = found[i], found[k]
         where = "two splits" if first.split != again.split else "two labels" if first.label != again.label else ""
         other = f"in another split or under another label, {first.scan_id}" if where else f"as {first.scan_id}"
         note(again.scan_id, "", "warned", f"{Reason.SAME_BYTES}: {other}")
-        patients[again.scan_id] = patients.get(first.scan_id, first.patient)
+        patients[k] = again.patient or patients[i]
     rows = []
-    for one in found:
-        patient = told.get(one.scan_id) or patients.get(one.scan_id, one.patient)
-        splits[patient].setdefault(one.split, one.scan_id)
+    for one, patient in zip(found, patients, strict=True):
         values = (one.scan_id, one.path, one.split, one.label, one.fold, one.source, one.kind, patient)
-        rows.append(tuple(printable(value) if isinstance(value, str) else value for value in values))
-    for patient, scans in splits.items():
+        rows.append([printable(value) if isinstance(value, str) else value for value in values])
+    table = pd.DataFrame(rows, columns=list(COHORT_COLUMNS)).astype({"label": "Int64", "fold": "Int64"})
+    for patient, scans in table.drop_duplicates(["patient", "split"]).groupby("patient", sort=False)["scan_id"]:
         if len(scans) > 1:
-            note("", patient, "warned", f"{Reason.SPLIT_PATIENT}: {' and '.join(scans.values())}")
-    return rows
+            note("", patient, "warned", f"{Reason.SPLIT_PATIENT}: {' and '.join(scans)}")
+    return table
 
 
 def _note_unknown_classes(found: list[Found], note: Note) -> None:
@@ -435,7 +427,6 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[Fo
     home = os.path.realpath(folder or ".")
     found: list[Found] = []
     first_at: dict[str, int] = {}
-    there = 0
     given = [cells.get("label", "") for _, cells in lines]
     how = "; or " + _how_to_tell(text for text in given if text and _plain(text) not in classes)
     for line, cells in lines:
@@ -450,7 +441,6 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[Fo
             raise CohortError(f"{where}: scan_id {scan_id!r} is already that of line {first_at[scan_id]}")
         first_at[scan_id] = line
         real = os.path.realpath(split_series(full)[0])
-        there += os.path.exists(real)
         if not os.path.isabs(given) and os.path.commonpath([home, real]) != home:
             note(scan_id, "", "warned", f"{Reason.OUTSIDE}: {cells['path']}")
         kind = _choice(cells.get("format", ""), {f: f for f in FORMATS}, where, "format")
@@ -470,7 +460,7 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[Fo
             source=cells.get("source", ""),
         )
         found.append(one)
-    if not there:
+    if not any(os.path.exists(split_series(one.path)[0]) for one in found):
         raise CohortError(f"{path}: none of its {len(found)} paths exists, the first is {found[0].path!r}")
     refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
     refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
@@ -482,9 +472,8 @@ def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
     folder, series = split_series(path)
     if series or not os.path.isdir(folder):
         return path, guess_format(path)
-    with os.scandir(folder) as entries:
-        if any(not is_folder(entry) and not is_hidden(entry.name) and format_of(entry.path) for entry in entries):
-            return path, guess_format(path)
+    if any(formats_in(folder)):
+        return path, guess_format(path)
     found = [one._replace(unit=scan_id) for one in _scans(folder, scan_id, {}, note, level=None)]
     found = one_of_each_study(found, folder, note)
     if len(found) > 1:

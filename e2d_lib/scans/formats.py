@@ -100,13 +100,18 @@ def guess_format(path: str) -> str:
         return "dicom"
     if not os.path.isdir(folder):
         return format_of(folder) or "jpeg"
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if not is_hidden(entry.name) and not is_folder(entry):
-                kind = format_of(entry.path)
-                if kind and kind != "jpeg":  # images beside a volume are its previews, and don't end the search
-                    return kind
+    with contextlib.suppress(OSError):
+        # images beside a volume are its previews, and don't end the search
+        return next((kind for kind in formats_in(folder) if kind != "jpeg"), "jpeg")
     return "jpeg"
+
+
+def formats_in(folder: str) -> Iterator[str]:
+    """The format of each of a folder's files that has one."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not is_hidden(entry.name) and not is_folder(entry) and (kind := format_of(entry.path)):
+                yield kind
 
 
 def split_series(path: str) -> tuple[str, str]:

@@ -65,37 +65,36 @@ def dealt(of: np.ndarray, strata: np.ndarray, n_folds: int, seed: int) -> np.nda
     return fold[of]
 
 
-def with_patients(found: list[Found]) -> list[Found]:
-    """With ``patient``, where it is not told. An id that all scans share is none: somebody has taken the names away."""
-    own = {one.scan_id: [one.series.head.patient, one.series.head.study] if one.series else ["", ""] for one in found}
-    for i in range(2):
-        if len({told[i] for told in own.values() if told[i]}) == 1 and sum(bool(told[i]) for told in own.values()) > 1:
-            for told in own.values():
-                told[i] = ""
+def whose(found: list[Found]) -> list[str]:
+    """Each scan's patient. An id that all scans share is none: somebody has taken the names away."""
+    own = []
+    for mark in ("patient", "study"):
+        told = [getattr(one.series.head, mark) if one.series else "" for one in found]
+        given = list(filter(None, told))
+        own.append([""] * len(told) if len(given) > 1 and len(set(given)) == 1 else told)
     several = Counter(one.unit for one in found)
-    named = []
-    for one in found:
+    patients = []
+    for one, *told in zip(found, *own, strict=True):
         shared = several[one.unit] > 1 and one.unit and (one.split or one.series)
-        told = [one.patient, *own[one.scan_id], one.unit if shared else one.scan_id]
-        named.append(one._replace(patient=next(filter(None, told))))
-    return named
+        patients.append(next(filter(None, [one.patient, *told, one.unit if shared else one.scan_id])))
+    return patients
 
 
-def same_bytes(found: list[Found]) -> list[tuple[Found, Found]]:
-    """(first, other) scans of the same bytes; only those that agree in number and size of files are opened."""
-    like: dict[Any, list[Found]] = defaultdict(list)
-    for one in found:
+def same_bytes(found: list[Found]) -> list[tuple[int, int]]:
+    """Places (first, other) of scans of the same bytes; only what agrees in number and size of files is opened."""
+    like: dict[Any, list[int]] = defaultdict(list)
+    for i, one in enumerate(found):
         with contextlib.suppress(OSError):  # reading the scan says so
             files = _files(one)
             if size := os.path.getsize(files[len(files) // 2]) if files else 0:
-                like[one.kind, len(files), size].append(one)
+                like[one.kind, len(files), size].append(i)
     pairs = []
-    for ones in like.values():
-        first: dict[bytes, Found] = {}
-        for one in ones if len(ones) > 1 else ():
-            same = first.setdefault(_digest(one), one)
-            if same is not one:
-                pairs.append((same, one))
+    for places in like.values():
+        first: dict[bytes, int] = {}
+        for i in places if len(places) > 1 else ():
+            same = first.setdefault(_digest(found[i]), i)
+            if same != i:
+                pairs.append((same, i))
     return pairs
 
 
