@@ -6,8 +6,7 @@ path. What has no label, or is listed and not there, is counted and said.
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,6 @@ class LayoutError(ValueError):
     """A folder that is not laid out as its collection's documentation says; one line says what was expected."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """read: folder -> rows of scan_id, path, label (None: unknown, left out) and perhaps others of a manifest.
-
-    expected: the layout in a line. wrong: what is wrong with it as a test bed.
-    """
-
-    read: Callable[[Path], Iterator[Row]]
-    expected: str
-    licence: str
-    wrong: str
-
-
 def manifest(name: str, folder: str | Path, *, seed: int = 0, say: Say = print) -> pd.DataFrame:
     """The scans of a collection in ``folder`` as ``folder``/manifest.csv, paths relative to it: `open_cohorts.COLUMNS`.
 
@@ -45,26 +31,26 @@ def manifest(name: str, folder: str | Path, *, seed: int = 0, say: Say = print) 
     """
     if name not in LAYOUTS:
         raise LayoutError(f"no layout {name!r}; there are {', '.join(LAYOUTS)}")
-    layout, folder = LAYOUTS[name], Path(folder)
+    about, folder = LAYOUTS[name], Path(folder)
     try:
-        rows = list(layout.read(folder)) if folder.is_dir() else []
+        rows = list(READERS[name](folder)) if folder.is_dir() else []
     except (OSError, ValueError, KeyError) as error:
-        raise LayoutError(f"{folder} is no {name}: {error}; expected {layout.expected}") from None
+        raise LayoutError(f"{folder} is no {name}: {error}; expected {about['expected']}") from None
     table = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     known = table.dropna(subset="label").astype({"label": int})
     if known.empty:
-        raise LayoutError(f"{folder} is no {name}: expected {layout.expected}")
+        raise LayoutError(f"{folder} is no {name}: expected {about['expected']}")
     known = known.sort_values("scan_id", key=lambda ids: ids.map(natural_key), ignore_index=True)
     known["patient"] = known["patient"].fillna(known["scan_id"])
     patients = known.groupby("patient")["label"].max()
     drawn = known["patient"].map(dict(zip(patients.index, split(patients, seed=seed), strict=True)))
-    known = known.fillna({"split": drawn, "source": name, "licence": layout.licence, "mask": ""})
+    known = known.fillna({"split": drawn, "source": name, "licence": about["licence"], "mask": ""})
     known["path"] = [Path(path).relative_to(folder).as_posix() for path in known["path"]]
     io.write_csv(folder / "manifest.csv", known)
     if len(table) > len(known):
         say(f"{len(table) - len(known)} of {len(table)} scans left out: no label for them")
-    say(f"{len(known)} scans, {int(known['label'].sum())} with COVID-19, {layout.licence}: {folder / 'manifest.csv'}")
-    say(f"as a test bed: {layout.wrong}")
+    say(f"{len(known)} scans, {int(known['label'].sum())} with COVID-19, {about['licence']}: {folder / 'manifest.csv'}")
+    say(f"as a test bed: {about['wrong']}")
     return known
 
 
@@ -122,5 +108,6 @@ def _covidx_ct(folder: Path) -> Iterator[Row]:
 
 
 READERS = {"stoic": _stoic, "mosmed": _mosmed, "covid-ct-md": _covid_ct_md, "covidx-ct": _covidx_ct, "luna16": _luna16}
-LAYOUTS = {name: Layout(READERS[name], **about) for name, about in io.shipped("e2d_lib.scans", "layouts.yaml").items()}
-"""Name -> layout, as the collections' own pages describe them."""
+"""Name -> folder to rows of scan_id, path, label (None: unknown, left out) and perhaps others of a manifest."""
+LAYOUTS = io.shipped("e2d_lib.scans", "layouts.yaml")
+"""Name -> expected (the layout in a line), licence, wrong (with it as a test bed), as the collections' pages say."""

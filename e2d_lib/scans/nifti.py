@@ -1,7 +1,5 @@
 """Scans as NIfTI volumes."""
 
-from typing import Any
-
 import nibabel as nib
 import numpy as np
 
@@ -37,22 +35,17 @@ def open_nifti(notes: Notes, path: str, view: str) -> Scan:
     )
 
 
-def _fill(array: np.ndarray, file: Any, offset: int) -> None:
-    """Read a 1-D array from an opened file; nibabel's own way takes up to three times the memory. Raises EOFError."""
-    file.seek(offset)
-    room, filled = memoryview(array.view(np.uint8)), 0
-    while filled < len(room):
-        count = file.readinto(room[filled : filled + CHUNK])
-        if not count:
-            raise EOFError(f"{filled} of {len(room)} bytes")
-        filled += count
-
-
 def _values(header: nib.arrayproxy.ArrayProxy, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The (first) volume's stored values, (x, y, z)."""
+    """The (first) volume's stored values, (x, y, z); nibabel's own way takes up to three times the memory."""
     with reading(path), listening(), nib.openers.ImageOpener(path) as file:
         stored = np.empty(np.prod(shape), header.dtype)
-        _fill(stored, file, header.offset)
+        file.seek(header.offset)
+        room, filled = memoryview(stored.view(np.uint8)), 0
+        while filled < len(room):
+            count = file.readinto(room[filled : filled + CHUNK])
+            if not count:
+                raise EOFError(f"{filled} of {len(room)} bytes")
+            filled += count
         while path.lower().endswith(".gz") and file.read(CHUNK):  # to the end, where gzip keeps its checksum
             pass
     return stored.reshape(shape, order="F")

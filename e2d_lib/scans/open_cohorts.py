@@ -47,10 +47,6 @@ class OpenCohort:
     site: str = ""
     mask: str = ""
 
-    @property
-    def labels(self) -> str:
-        return " and ".join(CLASS_NAMES[label] for label in sorted(set(self.collections.values())))
-
 
 CLASS_NAMES = {1: "COVID-19", 0: "no COVID-19"}
 TABLE = io.shipped("e2d_lib.scans", "open_cohorts.yaml")
@@ -67,8 +63,8 @@ OBJECT = re.compile(r"s3://[\w./-]+")
 # --------------------------------------------------------------------------------------------------------- the index
 
 
-def read_index(index: str | Path | None = None) -> tuple[pd.DataFrame, str]:
-    """The series of all `COHORTS` in the shipped index (or the parquet file ``index``), and its version.
+def read_index(index: str | Path | None = None) -> pd.DataFrame:
+    """The series of all `COHORTS` in the shipped index, or in the parquet file ``index``.
 
     Raises FetchError where the extra is not installed.
     """
@@ -80,27 +76,26 @@ def read_index(index: str | Path | None = None) -> tuple[pd.DataFrame, str]:
     path = str(index or idc_index_data.IDC_INDEX_PARQUET_FILEPATH)
     names = [name for cohort in COHORTS.values() for name in cohort.collections]
     # the client of idc-index needs 12 s to open; asking the file takes half a second
-    table = duckdb.execute(
+    return duckdb.execute(
         "select collection_id, PatientID, StudyInstanceUID, SeriesInstanceUID, Modality, sop_class_name, "
         "coalesce(SeriesDescription, '') as description, instanceCount as images, series_size_MB as mb, "
         "license_short_name as licence, source_DOI as doi, series_aws_url as url "
         "from read_parquet($1) where list_contains($2, collection_id) order by PatientID, SeriesInstanceUID",
         [path, names],
     ).df()
-    return table, "given" if index else idc_index_data.__version__
 
 
 def overview(index: str | Path | None = None) -> pd.DataFrame:
     """A row a cohort: patients and series with CT, GB, licence, labels, and what is wrong with it as a test bed."""
-    table, _ = read_index(index)
-    rows = []
+    table, rows = read_index(index), []
     for name, cohort in COHORTS.items():
         part = table[table["collection_id"].isin(cohort.collections)]
         ct = part[part["Modality"] == "CT"]
         masks = part[(part["Modality"] == "SEG") & (part["description"] == cohort.mask)]
+        labels = " and ".join(CLASS_NAMES[label] for label in sorted(set(cohort.collections.values())))
         rows.append(
             {"cohort": name, "patients": ct["PatientID"].nunique(), "series": len(ct), "gb": ct["mb"].sum() / 1000}
-            | {"licence": ", ".join(sorted(ct["licence"].unique())), "labels": cohort.labels}
+            | {"licence": ", ".join(sorted(ct["licence"].unique())), "labels": labels}
             | {"masks": masks["PatientID"].nunique(), "wrong": cohort.wrong}
         )
     return pd.DataFrame(rows)
@@ -128,15 +123,11 @@ class Chosen:
 
     def summary(self) -> pd.DataFrame:
         """A column a class: patients chosen, slices a scan (least, median, most), GB, and series rejected by reason."""
-        columns = {}
-        for label, part in self.series.groupby("label"):
-            slices = part["images"].quantile([0, 0.5, 1]).set_axis(["least slices", "median slices", "most slices"])
-            why = self.rejected.loc[self.rejected["label"] == label, "reason"].value_counts().add_prefix("rejected: ")
-            counts = pd.Series({"patients chosen": len(part)} | slices.to_dict() | {"GB": part["mb"].sum() / 1000})
-            columns[CLASS_NAMES[label]] = pd.concat([counts, why])
-        table = pd.DataFrame(columns)  # sorted where the classes differ in reasons
-        first = [name for name in counts.index if name in table.index] if columns else []
-        return table.reindex([*first, *table.index.difference(first)]).fillna(0)
+        names = ["patients chosen", "least slices", "median slices", "most slices"]
+        chosen = self.series.groupby("label")
+        counts = chosen["images"].agg(["size", "min", "median", "max"]).set_axis(names, axis=1)
+        why = self.rejected.groupby("label")["reason"].value_counts().unstack().add_prefix("rejected: ")
+        return counts.assign(GB=chosen["mb"].sum() / 1000).join(why).fillna(0).rename(CLASS_NAMES).T
 
 
 def choose(
@@ -157,7 +148,7 @@ def choose(
         raise FetchError(f"no cohort {name!r}; there are {', '.join(COHORTS)}")
     if patients < 0:
         raise FetchError(f"patients is {patients}, expected a number of them, or 0 for all")
-    cohort, (table, _) = COHORTS[name], read_index(index)
+    cohort, table = COHORTS[name], read_index(index)
     table = table[table["collection_id"].isin(cohort.collections)]
     masks = table[(table["Modality"] == "SEG") & (table["description"] == cohort.mask)]
     ct = table[table["Modality"] == "CT"].assign(text=lambda t: t["description"].str.lower())
@@ -263,7 +254,8 @@ def fetch(
     parts = [_objects(series, part, folder, endpoint_url) for part in ("scans", "masks")]
     objects = pd.concat(parts, ignore_index=True)
     todo = objects[[not _there(row) for row in objects.itertuples()]]
-    need, free = todo["size"].sum(), shutil.disk_usage(_existing(folder)).free
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    need, free = todo["size"].sum(), shutil.disk_usage(there).free
     if need > free:
         raise FetchError(f"{need / 1e9:.2f} GB are still to come, and {folder} has room for {free / 1e9:.2f}")
     say(f"{len(objects) - len(todo)} of {len(objects)} files are there; {need / 1e9:.2f} GB to come")
@@ -304,10 +296,6 @@ def citation(series: pd.DataFrame) -> str:
     lines = [f"{name}: https://doi.org/{doi}, {licence}" for name, doi, licence in rows]
     idc = "NCI Imaging Data Commons: Fedorov et al., RadioGraphics 43 (12), 2023, https://doi.org/10.1148/rg.230180"
     return "\n".join(["Cite these if you use the images, and keep to their licences.", *lines, idc, ""])
-
-
-def _existing(path: Path) -> Path:
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 
 def _objects(series: pd.DataFrame, part: str, folder: Path, endpoint_url: str) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Volumes in Hounsfield units: the 8-bit lung window, and the slices of a view."""
 
+import functools
 from collections.abc import Callable
 
 import nibabel as nib
@@ -116,17 +117,17 @@ def loaded_once(read: Callable[[], np.ndarray]) -> Load:
 
     A `SliceError` of ``read`` is one of all slices; ``read`` is not tried again.
     """
-    slices, failure = None, ""
+
+    @functools.cache
+    def slices() -> np.ndarray | str:
+        try:
+            return read()
+        except SliceError as error:
+            return error.reason
 
     def load(k: int) -> tuple[np.ndarray, list[str]]:
-        nonlocal slices, failure
-        if slices is None and not failure:
-            try:
-                slices = read()
-            except SliceError as error:
-                failure = error.reason
-        if failure:
-            raise SliceError(failure, whole=True)
-        return np.ascontiguousarray(slices[k]), []
+        if isinstance(found := slices(), str):
+            raise SliceError(found, whole=True)
+        return np.ascontiguousarray(found[k]), []
 
     return load

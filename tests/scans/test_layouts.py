@@ -107,7 +107,7 @@ def test_a_wrong_layout_is_one_line_on_what_was_expected(name, tmp_path, capsys)
     for folder in (tmp_path, tmp_path / "nothing"):
         assert main(["manifest", name, str(folder)]) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1 and f"is no {name}" in error and layouts.LAYOUTS[name].expected in error
+        assert error.count("\n") == 1 and f"is no {name}" in error and layouts.LAYOUTS[name]["expected"] in error
     assert not (tmp_path / "manifest.csv").exists()
 
 
