@@ -74,7 +74,9 @@ def total_reduction(slices: pd.DataFrame, scans: pd.DataFrame) -> pd.DataFrame:
     area_delta: mean over all of the scan's slices; total_delta: 1 - cropped area of the window's slices / area of all
     slices. The published volume Δ takes the product of two means for this, as if crop and window were independent.
     """
-    areas = slice_reduction(slices).assign(index=_positions(slices))
+    _require(slices, ("scan_id", "index"), "slices")
+    place = slices.groupby("scan_id")["index"].rank(method="first").to_numpy() - 1  # in its scan: what windows count
+    areas = slice_reduction(slices).assign(index=place)
     lengths = scan_reduction(scans)
     window = scans.set_index("scan_id")[["start", "stop"]].astype(np.int64)
     joined = areas.join(window, on="scan_id")
@@ -236,19 +238,11 @@ def _require(table: pd.DataFrame, columns: tuple[str, ...], name: str) -> None:
         raise ValueError(f"{name} lacks the columns {missing}; it has {list(table.columns)}")
 
 
-def _positions(slices: pd.DataFrame) -> np.ndarray:
-    """Each slice's place in its scan, in the order of ``index``: what windows count."""
-    _require(slices, ("scan_id", "index"), "slices")
-    ordered = slices[["scan_id", "index"]].reset_index(drop=True).sort_values(["scan_id", "index"], kind="stable")
-    return ordered.groupby("scan_id").cumcount().sort_index().to_numpy()
-
-
 def _printed(area0, area1, area_delta, length0, length1, length_delta) -> dict:
     """The table's columns from means in pixels and slices, unrounded; numbers or arrays."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        volume0, volume1 = area0 * length0, area1 * length1
-        values = (area0 / 1e3, area1 / 1e3, area_delta, length0, length1, length_delta)
-        return dict(zip(DECIMALS, (*values, volume0 / 1e6, volume1 / 1e6, 1 - volume1 / volume0), strict=True))
+    volume0, volume1 = area0 * length0, area1 * length1
+    values = (area0 / 1e3, area1 / 1e3, area_delta, length0, length1, length_delta)
+    return dict(zip(DECIMALS, (*values, volume0 / 1e6, volume1 / 1e6, 1 - volume1 / volume0), strict=True))
 
 
 def _sums(slices: pd.DataFrame, scans: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:

@@ -223,8 +223,7 @@ def _read_header(folder: str, name: str) -> _Header:
             if not os.path.getsize(path):
                 raise SliceError(Reason.EMPTY_FILE)
             ds = _load(path, stop_before_pixels=True)
-            number = _floats([_value(ds, "InstanceNumber")], 1)
-            location = _floats([_value(ds, "SliceLocation")], 1)
+            number, location = (_floats([_value(ds, tag)], 1) for tag in ("InstanceNumber", "SliceLocation"))
             header = _Header(
                 name,
                 _unfit(ds),
@@ -261,12 +260,10 @@ def _header_doubts(ds: pydicom.Dataset) -> tuple[str, ...]:
 
 def _unfit(ds: pydicom.Dataset) -> str:
     """Why a file is no slice of a CT series; "" if it is one. A file that states no modality passes for CT."""
-    modality = ds.get("Modality") or "CT"
-    if not ds.get("Rows") or not ds.get("Columns"):
-        known = modality != "CT"
-        return f"{Reason.OTHER_MODALITY}: {modality}" if known else f"{Reason.UNDECODABLE}: no DICOM, or no image"
-    if modality != "CT":
+    if (modality := ds.get("Modality") or "CT") != "CT":
         return f"{Reason.OTHER_MODALITY}: {modality}"
+    if not ds.get("Rows") or not ds.get("Columns"):
+        return f"{Reason.UNDECODABLE}: no DICOM, or no image"
     said = " ".join([*_words(ds.get("ImageType")), *_words(_value(ds, "SeriesDescription"))])
     said = re.sub("[^a-z0-9]+", " ", said.lower())
     for reason, pattern in _KINDS.items():
@@ -465,12 +462,10 @@ def _padding(ds: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
     """Mask of the padded pixels; the tag is compared as the stored type, as some writers give -2000 as 63536."""
     if ds.get("PixelPaddingValue") is None:
         return None
-    low = np.asarray(int(ds.PixelPaddingValue)).astype(stored.dtype)
     limit = ds.get("PixelPaddingRangeLimit")
-    if limit is None:
-        return stored == low
-    high = np.asarray(int(limit)).astype(stored.dtype)
-    return (stored >= min(low, high)) & (stored <= max(low, high))
+    ends = [int(ds.PixelPaddingValue), int(ds.PixelPaddingValue if limit is None else limit)]
+    low, high = sorted(np.array(ends).astype(stored.dtype))
+    return (stored >= low) & (stored <= high)
 
 
 def _across(axial: Scan, headers: list[_Header], view: str) -> Scan:

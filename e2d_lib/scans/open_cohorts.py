@@ -152,6 +152,7 @@ def choose(
     table = table[table["collection_id"].isin(cohort.collections)]
     masks = table[(table["Modality"] == "SEG") & (table["description"] == cohort.mask)]
     ct = table[table["Modality"] == "CT"].assign(text=lambda t: t["description"].str.lower())
+    ct["label"] = ct["collection_id"].map(cohort.collections)
     tests = {
         "no CT image storage": ct["sop_class_name"] != "CT Image Storage",
         **{reason: ct["text"].str.contains(pattern) for reason, pattern in TABLE["unfit"].items()},
@@ -167,22 +168,19 @@ def choose(
         ["late", "images", "SeriesInstanceUID"], ascending=[True, False, True], kind="stable"
     )
     best = fit.drop_duplicates("PatientID").sort_values("PatientID")
-    ct["label"] = ct["collection_id"].map(cohort.collections)
     ct.loc[fit.index.difference(best.index), "reason"] = "another series of the patient is taken"
     drawn = masks.drop_duplicates("StudyInstanceUID", keep="last").set_index("StudyInstanceUID")
     drawn = drawn.reindex(best["StudyInstanceUID"])[["url", "doi", "licence"]].fillna("").astype(str)
     best = best.assign(
-        label=best["collection_id"].map(cohort.collections),
         source=best["PatientID"].astype(str).str.extract(cohort.site or "(?!)()")[0].fillna(best["collection_id"]),
         scan_id=[safe(patient) for patient in best["PatientID"]],
         **dict(zip(("mask", "mask_doi", "mask_licence"), drawn.to_numpy().T, strict=True)),
     )
     if patients:
-        order = np.random.default_rng(seed).permutation(len(best))
-        mixed = best.iloc[order]
-        turn = mixed.groupby("label").cumcount()  # classes in turn
-        drawn = mixed.assign(turn=turn).sort_values(["turn", "label"], kind="stable").head(patients).index
-        best = best.loc[best.index.intersection(drawn)]
+        mixed = best.iloc[np.random.default_rng(seed).permutation(len(best))]
+        turns = mixed.assign(turn=mixed.groupby("label").cumcount())  # classes in turn
+        drawn = turns.sort_values(["turn", "label"], kind="stable").head(patients)
+        best = best.loc[best.index.intersection(drawn.index)]
     rejected = ct[ct["reason"] != ""].rename(columns={"PatientID": "patient", "SeriesInstanceUID": "series"})
     return Chosen(
         best.drop(columns=["text", "reason", "late"]).reset_index(drop=True),

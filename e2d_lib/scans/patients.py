@@ -132,12 +132,16 @@ def one_of_each_study(found: list[Found], root: str, note: Note) -> list[Found]:
                 studies[head.study, together, one.split, one.label].append(one)
         for ones in studies.values():
             chosen = max(ones, key=lambda one: one.series.rank)  # the first on ties
-            for one in ones:
-                if one is not chosen:
-                    why = one.series.unfit or f"{Reason.OTHER_SERIES}: of the study {chosen.scan_id} was chosen"
-                    note("", one.scan_id, "excluded", why)
-                    found.remove(one)
+            _leave_out(ones, chosen, f"of the study {chosen.scan_id} was chosen", found, note)
     return found
+
+
+def _leave_out(ones: list[Found], kept: Found, why: str, found: list[Found], note: Note) -> None:
+    """Remove all of them but the one that is kept."""
+    for one in ones:
+        if one is not kept:
+            note("", one.scan_id, "excluded", one.series.unfit or f"{Reason.OTHER_SERIES}: {why}")
+            found.remove(one)
 
 
 def refuse_leaks(found: Iterable[Found], marks: Callable[[Found], Iterable[str]]) -> None:
@@ -170,10 +174,7 @@ def _joined(found: list[Found], root: str, note: Note) -> list[Found]:
         whole = all(os.path.dirname(split_series(one.path)[0]) == folder for one in ones)
         if len(units) > 1 or not whole or not next(iter(units)):
             kept = max(ones, key=lambda one: one.series.count)
-            for one in ones:
-                if one is not kept:
-                    note("", one.scan_id, "excluded", f"{Reason.OTHER_SERIES}: the same as {kept.scan_id}")
-                    found.remove(one)
+            _leave_out(ones, kept, f"the same as {kept.scan_id}", found, note)
             continue
         count = sum(one.series.count for one in ones)
         joined = ones[0]._replace(
