@@ -47,13 +47,11 @@ class Effect(NamedTuple):
 class Inputs:
     """What checks may use; tables are read, windows chosen and slices drawn when first asked for.
 
-    published: the folder of published tables. cohort: preprocessed scans, or None. cropped: the same scans with lung
-    areas on the crop (B3), or None. rng: for Monte Carlo and resampling.
+    published: the folder of published tables. cohort: preprocessed scans, or None. rng: for Monte Carlo and resampling.
     """
 
     published: Path
     cohort: Preprocessed | None
-    cropped: Preprocessed | None
     rng: np.random.Generator
 
     @cached_property
@@ -133,10 +131,10 @@ def done(id: str, given: Inputs) -> tuple[bool | None, str, list[Effect]]:
     return holds, found, list(steps) if given.cohort is not None else []
 
 
-def areas_of(cohort: Preprocessed) -> pd.Series:
+def areas_of(cohort: Preprocessed, column: str = "area") -> pd.Series:
     """scan_id -> lung areas of all its slices, of the scans that preprocessing did not exclude."""
     kept = cohort.scans.loc[cohort.scans["status"] != "excluded", "scan_id"]
-    by_scan = cohort.slices.sort_values(["scan_id", "index"], kind="stable").groupby("scan_id")["area"]
+    by_scan = cohort.slices.sort_values(["scan_id", "index"], kind="stable").groupby("scan_id")[column]
     return pd.Series({scan: by_scan.get_group(scan).to_numpy() for scan in kept}, name="areas")
 
 

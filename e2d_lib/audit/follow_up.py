@@ -68,11 +68,8 @@ def _samplers_on_patients(given: Inputs):
 
 @check("H6")
 def _what_a_redraw_does(given: Inputs):
-    saved = pd.read_csv(given.published / "saved_scores.csv")
-    one, ten = (
-        saved.loc[saved["run"] == f"predecessor 2023, {name}", "value"].to_numpy()
-        for name in ("one draw", "ten draws averaged")
-    )
+    saved = pd.read_csv(given.published / "saved_scores.csv").set_index("run")["value"]
+    one, ten = (saved[f"predecessor 2023, {draws}"].to_numpy() for draws in ("one draw", "ten draws averaged"))
     gain = ten - one
     facts = {"better": int((gain > 0).sum()), "folds": len(gain), "mean": gain.mean()}
     facts |= {"range": (gain.min(), gain.max()), "spread": one.std(ddof=1)}
@@ -83,14 +80,13 @@ def _what_a_redraw_does(given: Inputs):
 def _a_source_without_positives(given: Inputs):
     from sklearn.metrics import f1_score
 
-    related = pd.read_csv(given.published / "related_scores.csv")
-    by_source = related.loc[related["metric"] == "source_macro_f1", "value"].to_numpy()
-    counted = float(related.loc[related["metric"] == "challenge_score", "value"].iloc[0])
-    truth = np.zeros(45, dtype=int)
+    related = pd.read_csv(given.published / "related_scores.csv").groupby("metric")["value"]
+    by_source = related.get_group("source_macro_f1").to_numpy()
+    counted = related.get_group("challenge_score").iloc[0]
 
     def score(wrong: int) -> float:
-        called = np.r_[np.ones(wrong, dtype=int), truth[wrong:]]
-        return float(f1_score(truth, called, labels=[0, 1], average="macro", zero_division=0))
+        called = np.arange(45) < wrong
+        return float(f1_score(np.zeros(45), called, labels=[0, 1], average="macro", zero_division=0))
 
     best = (3 + score(0)) / 4
     holds = round(by_source.mean(), 4) == counted == 0.7648 and best == 0.875 and round(score(3), 4) == by_source[2]

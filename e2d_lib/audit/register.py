@@ -5,7 +5,6 @@ entry's id. Effects that need training come from outside (``effects``).
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,20 @@ def register(
     published: str | Path,
     *,
     cohort: Preprocessed | None = None,
-    cropped: Preprocessed | None = None,
     rng: np.random.Generator,
     effects: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """The register with its checks done: one row an entry, the columns `COLUMNS`.
 
     ``published``: folder of the published tables (reduction_table, released_outputs, saved_windows, saved_scores).
-    ``cohort``: a preprocessed cohort, on which effects are measured; None leaves them out. ``cropped``: the same scans
-    preprocessed with area_on="crop", for B3. ``effects``: more of them, such as those that need training: id, metric,
-    value, low, high, perhaps n and unit ("share" for per cent).
+    ``cohort``: a preprocessed cohort, on which effects are measured; None leaves them out. ``effects``: more of them,
+    such as those that need training: id, metric, value, low, high, perhaps n and unit ("share" for per cent).
 
     checked: "recomputed" or "cited". holds: True, False, or <NA> where undecided or cited. result: what the check
     found. effect: all effects in words; metric, value, low, high: the first one as numbers (those in ``effects`` lead).
     Raises ValueError for effects of an unknown id or without the columns.
     """
-    inputs, given, rows = Inputs(Path(published), cohort, cropped, rng), _given(effects), []
+    inputs, given, rows = Inputs(Path(published), cohort, rng), _given(effects), []
     for entry in ENTRIES:
         recomputed = entry["id"] in checks.CHECKS
         cited = (None, "read in the released files; not recomputed", [])
@@ -51,18 +48,6 @@ def register(
         about = {"checked": "recomputed" if recomputed else "cited", "holds": holds, "result": found}
         rows.append(entry | about | {"effect": "; ".join(map(_in_words, sizes)), **first._asdict()})
     return pd.DataFrame(rows, columns=COLUMNS).astype({"holds": "boolean"})
-
-
-def areas_on_crop(done: Preprocessed) -> Preprocessed | None:
-    """``cropped`` for `register`: the cohort as ``done``, with the areas measured on the crop.
-
-    None where there is no crop to measure them on.
-    """
-    if not done.params.crop:
-        return None
-    cropped = replace(done, params=replace(done.params, area_on="crop"))
-    cropped.__dict__["slices"] = done.slices.assign(area=done.slices["area_crop"])  # in place of what it would read
-    return cropped
 
 
 def markdown(register: pd.DataFrame, *, data: str = "") -> str:

@@ -43,12 +43,11 @@ def _empty_windows(given: Inputs):
 
 @check("B3")
 def _areas_on_crop(given: Inputs):
-    if given.cohort is None or given.cropped is None:
+    if given.cohort is None or not given.cohort.params.crop:
         yield None, "needs the cohort preprocessed both ways; not done in this run"
         return
-    pairs = [
-        (given.scans["uncut"][scan], ssfl.slice_window(crop, 0.5)) for scan, crop in areas_of(given.cropped).items()
-    ]
+    on_crop = areas_of(given.cohort, "area_crop").map(ssfl.slice_window)
+    pairs = list(zip(given.scans["uncut"], on_crop, strict=True))
     moved = [a != b for a, b in pairs]
     yield None, {"moved": sum(moved), "pairs": len(pairs)}
 

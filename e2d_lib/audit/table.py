@@ -12,13 +12,11 @@ from e2d_lib.method import reduction
 def _repeated_row(given: Inputs):
     area, volume = (list(reduction.DECIMALS)[part] for part in (slice(0, 3), slice(6, 9)))
     same = bool((given.table.loc["(T+V) Positive", area] == given.table.loc["Training", area]).all())
-    out = given.outputs
-    both = out.loc["(T+V) Positive"]
-    parts = out.loc[["Training/Positive", "Validation/Positive"]].assign(slices=[206_608, 46_042])  # one is not printed
-    names = ["area_before", "area_after", "area_delta_mean_of_ratios"]
-    pooled = np.average(parts[names].to_numpy(dtype=float), axis=0, weights=parts["slices"].to_numpy(dtype=float))
-    agree = bool(np.allclose(pooled, both[names].to_numpy(dtype=float), rtol=1e-12))
-    cells = reduction.check_published(given.table.reset_index(), out.reset_index())
+    out = given.outputs[["area_before", "area_after", "area_delta_mean_of_ratios"]]
+    slices = [206_608, 46_042]  # of each part; one is not printed
+    pooled = np.average(out.loc[["Training/Positive", "Validation/Positive"]], axis=0, weights=slices)
+    agree = bool(np.allclose(pooled, out.loc["(T+V) Positive"], rtol=1e-12))
+    cells = reduction.check_published(given.table.reset_index(), given.outputs.reset_index())
     cells = cells[cells["row"] == "(T+V) Positive"].set_index("quantity")
     wrong = set(cells.index[~cells["agrees"]])
     facts = {"areas": pooled[:2] / 1e3, "delta": reduction.truncate(pooled[2], 4)}

@@ -68,6 +68,7 @@ def measure(volumes: Mapping[str, Volume], views: Sequence[str], *, n_jobs: int 
                 cohort, Path(scratch, "cache"), preprocess.Params(view=view, **options), n_jobs=n_jobs, check=False
             )
             reduced = reduction.total_reduction(done.slices, done.scans).set_index("scan_id")
+            slices.append(done.slices.assign(volume=done.slices["scan_id"], view=view))
             tables = dict(tuple(done.slices.groupby("scan_id")))
             for scan in done.scans.itertuples():
                 if scan.status == "excluded":
@@ -79,10 +80,8 @@ def measure(volumes: Mapping[str, Volume], views: Sequence[str], *, n_jobs: int 
                 head |= {"start": scan.start, "stop": scan.stop, **reduced.loc[scan.scan_id]}
                 head["uncropped"] = float((boxed == table["height"] * table["width"]).mean())
                 rows.append(head | kept | {"breaks": breaks(head | kept), "warning": scan.reason})
-                slices.append(table.assign(volume=scan.scan_id, view=view))
-    table = pd.DataFrame(rows)
-    order = {name: k for k, name in enumerate(volumes)}
-    table = table.sort_values("volume", key=lambda names: names.map(order), kind="stable", ignore_index=True)
+    by_volume = {"by": "volume", "key": lambda names: names.map(list(volumes).index)}
+    table = pd.DataFrame(rows).sort_values(**by_volume, kind="stable", ignore_index=True)
     return Measured(table, pd.concat(slices, ignore_index=True))
 
 
@@ -91,20 +90,18 @@ def _kept(lung: np.ndarray, slices: pd.DataFrame, start: int, stop: int) -> dict
     true, areas = lung.sum((1, 2)), slices["area"].to_numpy()
     boxes = slices[["row0", "row1", "col0", "col1"]].to_numpy()
     cropped = np.array([part[a:b, c:d].sum() for part, (a, b, c, d) in zip(lung, boxes, strict=True)])
-    total, width = true.sum(), stop - start
+    best = slice(*ssfl.slice_window(true, (stop - start) / len(true)))
+    total, most = (part.sum() or np.nan for part in (true, true[best]))  # without lung no share is defined
     varies = len(true) > 1 and true.std() > 0 and areas.std() > 0
-    area_r = np.corrcoef(true, areas)[0, 1] if varies else np.nan
-    found = {"area": int(areas.sum()), "area_r": area_r}
-    if not total:
-        return dict.fromkeys(("lung_in_crop", "lung_in_window", "of_best", "lung_kept", "area_ratio"), np.nan) | found
-    best = slice(*ssfl.slice_window(true, width / len(true)))
     return {
         "lung_in_crop": cropped.sum() / total,
         "lung_in_window": true[start:stop].sum() / total,
-        "of_best": true[start:stop].sum() / true[best].sum(),
+        "of_best": true[start:stop].sum() / most,
         "lung_kept": cropped[start:stop].sum() / total,
         "area_ratio": areas.sum() / total,
-    } | found
+        "area": int(areas.sum()),
+        "area_r": np.corrcoef(true, areas)[0, 1] if varies else np.nan,
+    }
 
 
 def breaks(row: Mapping[str, Any]) -> str:

@@ -65,13 +65,13 @@ class Volume:
 # ---------------------------------------------------------------------------------------------- where volumes are from
 
 
-def phantom_volume(seed: int, *, matrix: int = 192, n_slices: int = 96, positive: bool = False) -> Volume:
+def phantom_volume(seed: int, *, matrix: int = 192, n_slices: int = 96) -> Volume:
     """A phantom patient as a volume of (matrix, matrix, n_slices), its lungs known.
 
     >>> phantom_volume(0, matrix=32, n_slices=4).hu.shape
     (32, 32, 4)
     """
-    patient = phantom.patient(seed, matrix=matrix, n_slices=n_slices, positive=positive)
+    patient = phantom.patient(seed, matrix=matrix, n_slices=n_slices)
     order = range(n_slices) if patient.scanner.feet_first else reversed(range(n_slices))
     rendered = [patient.render(k) for k in order]
     # rows go to the back, columns to the left
@@ -112,17 +112,17 @@ def unwindowed(grey: np.ndarray, low: float = HU_LOW, width: float = HU_WIDTH) -
     return np.rint((grey.astype(np.float64) + 0.5) * (width / 255) + low).astype(np.int16)
 
 
-def estimate_lung(hu: np.ndarray, *, share: float = 0.0005) -> np.ndarray:
+def estimate_lung(hu: np.ndarray) -> np.ndarray:
     """(x, y, z) bool: lungs by Hounsfield units in three dimensions, for volumes without a mask.
 
     Connected air (below -500 HU) that reaches no side of the picture (feet and head may be reached), is at least
-    ``share`` of the volume, and is tissue rather than gas (median above -930 HU). Vessels inside are filled.
+    a 2000th of the volume, and is tissue rather than gas (median above -930 HU). Vessels inside are filled.
     """
     labels, n = ndimage.label(hu < -500)
     sides = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
     outside = np.unique(np.concatenate([side.ravel() for side in sides]))
     sizes = np.bincount(labels.ravel(), minlength=n + 1)
-    large = [k for k in np.flatnonzero(sizes >= share * hu.size) if k and k not in outside]
+    large = [k for k in np.flatnonzero(sizes >= hu.size / 2000) if k and k not in outside]
     lungs = [k for k in large if np.median(hu[labels == k]) > -930]
     found = np.isin(labels, lungs)
     return found | ndimage.binary_closing(found, iterations=2)  # which alone would take off what reaches the ends

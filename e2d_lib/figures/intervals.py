@@ -1,6 +1,6 @@
 """Figures of estimates: a mark for each value, a line for its 95 % interval, in rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -96,15 +96,13 @@ def ablation(table: pd.DataFrame) -> Figure:
     return dots(table, looks, columns=2, width=9, dodge=False, reference=reference)
 
 
-def frozen_effects(
-    effects: pd.DataFrame, *, scope: str = "average", shares: Sequence[float] = (1, 0.3, 0.1, 0.01)
-) -> Figure:
+def frozen_effects(effects: pd.DataFrame) -> Figure:
     """What each choice changes in ROC AUC, a panel a share of the training scans; filled where p_holm < 0.05.
 
-    ``effects``: as of `frozen.effects`. ``scope``: "average" over all other choices, or "paper", these as set. Fewer
-    scans stand beside all of them, every other choice beside the first of its axis.
+    ``effects``: as of `frozen.effects`, of which those over all other choices are shown. Fewer scans stand beside all
+    of them, every other choice beside the first of its axis.
     """
-    table = effects[effects["metric"].eq("roc_auc") & effects["scope"].eq(scope) & effects["few_shot"].isin(shares)]
+    table = effects.query("metric == 'roc_auc' and scope == 'average' and few_shot in (1, 0.3, 0.1, 0.01)")
     fewer = table["axis"].eq("few_shot")
     named = {"True": "with", "False": "without"}
     level, base = (table[name].map(lambda value: named.get(value, words.name(value))) for name in ("level", "baseline"))

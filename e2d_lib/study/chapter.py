@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -58,10 +59,8 @@ def estimate(
 
 def _number(value: Any) -> Any:
     """A plain int or float; NaN and infinities, which JSON lacks, become None."""
-    if isinstance(value, bool | str) or value is None:
-        return value
     value = value.item() if hasattr(value, "item") else value
-    return value if not isinstance(value, float) or abs(value) < float("inf") else None
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, Any]:
@@ -151,9 +150,7 @@ class RunFolder:
 
     def store(self, path: str | Path) -> str:
         """How a path is written into the run: relative to its folder where it lies inside, else absolute."""
-        full = resolve(path)
-        inside = full.is_relative_to(self.run_dir)
-        return full.relative_to(self.run_dir).as_posix() if inside else full.as_posix()
+        return shown(path, self.run_dir)
 
     def locate(self, stored: str | Path) -> Path:
         """Where a path that `store` wrote is now."""
@@ -176,6 +173,13 @@ class RunFolder:
     def data_root(self) -> Path:
         """The folder or manifest that chapter 1 read: the user's, or the phantom that it wrote."""
         return self.locate(self.read(DATA_CHAPTER, "cohort.json")["data_root"])
+
+    def data_state(self, chapter: str) -> str:
+        """Of chapter 1, the fingerprint of the data that it read; "" of other chapters, and where it is not known."""
+        if chapter == DATA_CHAPTER:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                return data_fingerprint(self.data_root)
+        return ""
 
     @property
     def cohort(self) -> pd.DataFrame:
@@ -212,8 +216,7 @@ class Chapter(RunFolder):
         another type than the declared one, or out of its range, and for an injected name that is not declared.
         """
         notebook = Notebook.of_chapter(name)
-        notebook.refuse_unknown(_cells_run() or [])
-        return cls(name, notebook.values(namespace), notebook)
+        return cls(name, notebook.values(namespace, _cells_run() or []), notebook)
 
     def require(self, condition: bool, reason: str) -> None:
         """Stop the chapter, as not applicable to these data, unless ``condition`` holds."""
@@ -269,8 +272,8 @@ class Chapter(RunFolder):
         note = "phantom data" if self.data == "phantom" else ""
         return viewer.show(scans, params or viewer.DEFAULT, note=note, **options)
 
-    def live(self, figure_of: Callable[[pd.DataFrame], Any], *, every: float = 5.0) -> Callable[[pd.DataFrame], None]:
-        """A function that shows ``figure_of(table)`` in place, at most once in ``every`` seconds.
+    def live(self, figure_of: Callable[[pd.DataFrame], Any]) -> Callable[[pd.DataFrame], None]:
+        """A function that shows ``figure_of(table)`` in place, at most once in five seconds.
 
         Only where someone may be looking: not under the runner, where the last figure is all that stays.
         """
@@ -286,7 +289,7 @@ class Chapter(RunFolder):
                 figure = figure_of(table)
                 handle.update(figure)
                 _close(figure)
-                due = time.perf_counter() + every
+                due = time.perf_counter() + 5
 
         return show
 
@@ -332,7 +335,7 @@ class Chapter(RunFolder):
             "key": self.notebook.key(self.parameters) if as_stored else "",
             "parameters": self.parameters,
             "inputs": {name: record(self.run_dir / name).get("result") for name in sorted(self.inputs - {self.name})},
-            "data_state": data_fingerprint(self.data_root) if self.name == DATA_CHAPTER else "",
+            "data_state": self.data_state(self.name),
             "by_hand": "E2D_NOTEBOOKS" not in os.environ,
             "status": status,
             "reason": " ".join(reason.split()),

@@ -1,6 +1,7 @@
 """The ``e2d`` command: a shell over the library's functions. Options and their help are the functions' own."""
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -49,8 +50,7 @@ class Study:
 DEFAULTS = Study()
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
+say = functools.partial(print, flush=True)
 
 
 @app.command

@@ -37,18 +37,18 @@ def cards(config: ModelConfig, images: int, size: int, slices: int) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def rate(config: ModelConfig, size: int, recipe: Recipe, images: int = 4) -> float:
-    """Images a second of forward and backward passes on this machine, a few of them measured after one to warm up."""
+def rate(config: ModelConfig, size: int, recipe: Recipe) -> float:
+    """Images a second of forward and backward passes on this machine, four of them measured after one to warm up."""
     device = resolve_device(recipe.device)
     net = build(config).to(device).train()
-    pixels = torch.zeros(images, 1, size, size, device=device)
+    pixels = torch.zeros(4, 1, size, size, device=device)
     for _ in range(2):
         began = time.perf_counter()
         with torch.autocast(device.type, dtype=precision(recipe.amp, device), enabled=device.type == "cuda"):
             logits = net(pixels).float()
         F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
         net.logit.bias.grad.sum().item()  # waits for a GPU
-    return images / (time.perf_counter() - began)
+    return len(pixels) / (time.perf_counter() - began)
 
 
 def slice_count(chapter1: Mapping[str, Any]) -> tuple[int, int, str]:

@@ -53,11 +53,10 @@ def resolve(path: str | Path) -> Path:
     return Path(os.path.normpath(root() / Path(path).expanduser()))
 
 
-def shown(path: str | Path) -> str:
-    """``path`` as messages show it: from the working directory where it lies below it, else absolute."""
-    full = resolve(path)
-    below = full.is_relative_to(Path.cwd())
-    return (full.relative_to(Path.cwd()) if below else full).as_posix()
+def shown(path: str | Path, start: Path | None = None) -> str:
+    """``path`` from ``start``, for messages the working directory, where it lies below it, else absolute."""
+    full, start = resolve(path), start or Path.cwd()
+    return (full.relative_to(start) if full.is_relative_to(start) else full).as_posix()
 
 
 class Cell(NamedTuple):
@@ -144,19 +143,16 @@ class Notebook:
         since = ran[opened[-1] :] if opened else []
         return bool(since) and since == (stored[first:] if last else stored[first : first + len(since)])
 
-    def refuse_unknown(self, cells: Iterable[str]) -> None:
-        """Raise StudyError for a name in papermill's injected cell that the notebook does not declare.
+    def values(self, namespace: Mapping[str, Any], cells: Iterable[str]) -> dict[str, Any]:
+        """The declared parameters' values in a notebook's ``globals()``, checked.
 
-        cells: the sources of the cells run so far. Papermill itself would only warn, and run on.
+        cells: the sources of the cells run so far. Raises StudyError for a value that is none, and for a name in
+        papermill's injected cell that the notebook does not declare: papermill itself would only warn, and run on.
         """
         injected = [source for source in cells if source.startswith("# Parameters\n")]
         for name in names_made("\n".join(injected[-1:])):
             if name not in self.parameters:
-                known = self.parameters.keys()
-                raise StudyError(f"{self.name}: does not take a parameter {name!r}{hint(name, known)}")
-
-    def values(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
-        """The declared parameters' values in a notebook's ``globals()``, checked. Raises StudyError."""
+                raise StudyError(f"{self.name}: does not take a parameter {name!r}{hint(name, self.parameters)}")
         return {
             name: checked(self.name, name, namespace.get(name, parameter.default), parameter)
             for name, parameter in self.parameters.items()

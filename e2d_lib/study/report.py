@@ -69,13 +69,13 @@ def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
                 content = figures[-1]["id"]
             blocks.append((kind, content))
     ends = [output for cell in cells[last:] for output in cell.get("outputs", [])]
-    stops = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    errors = [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
     return {
         "id": folder.name,
         "title": title,
         "question": markdown(question[1]) if question else "",
         "answer": [markdown(o["data"]["text/markdown"]) for o in ends if "text/markdown" in o.get("data", {})],
-        "stopped": [f"{stop.ename}: {stop.evalue}" for stop in stops],
+        "stopped": [shown_as(error)[1] for error in errors],
         "data": _json(folder, "headline.json").get("data", ""),
         "headline": headline(folder, published_dir),
         "parameters": _json(folder).get("parameters", {}),

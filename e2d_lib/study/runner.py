@@ -21,7 +21,7 @@ import yaml
 
 from e2d_lib import io
 from e2d_lib.study import report, summary
-from e2d_lib.study.chapter import DONE, RunFolder, data_fingerprint, environment, record
+from e2d_lib.study.chapter import DONE, RunFolder, environment, record
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
 ABOUT = ("description", "minutes", "first")  # what a profile says besides parameters
@@ -81,34 +81,35 @@ def parse_assignments(assignments: Iterable[str], option: str = "-p") -> dict[st
     return found
 
 
-def plan(
-    chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]], over: Mapping[str, Mapping] = {}
-) -> dict[str, dict[str, Any]]:
-    """Each chapter's values: its defaults or ``over``, then each layer (where it is from, profile-like mapping).
+def plan(chapters: list[Notebook], *layers: tuple[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Each chapter's values: its defaults, then each layer (where it is from, profile-like mapping).
 
     Papermill would run on with a misspelt name; here an unknown chapter or name, or a value of another type than the
     default's, is a StudyError.
     """
-    names = {notebook.name for notebook in chapters}
-    takers = {name for notebook in chapters for name in notebook.parameters}
-    result = {c.name: dict(over.get(c.name) or {k: v.default for k, v in c.parameters.items()}) for c in chapters}
+    result = {c.name: {name: parameter.default for name, parameter in c.parameters.items()} for c in chapters}
     for where, layer in layers:
         for section, values in layer.items():
             if section in ABOUT:
                 continue
-            short = [name for name in names if name == section or name[:2] == section]
-            if section != "all" and not short:
-                raise StudyError(f"{where}: no chapter {section!r}{hint(section, names)}")
-            allowed = takers if section == "all" else result[short[0]].keys()
+            meant = chapters if section == "all" else named(chapters, section, where=f"{where}: ")
+            known = {name for notebook in meant for name in notebook.parameters}
             for name, value in values.items():
-                if name not in allowed:
-                    whose = "no chapter" if section == "all" else short[0]
-                    verb = "takes" if section == "all" else "does not take"
-                    raise StudyError(f"{where}: {whose} {verb} a parameter {name!r}{hint(name, allowed)}")
-                for notebook in chapters:
-                    if (section == "all" or notebook.name in short) and name in notebook.parameters:
+                if name not in known:
+                    none = "no chapter takes" if section == "all" else f"{meant[0].name} does not take"
+                    raise StudyError(f"{where}: {none} a parameter {name!r}{hint(name, known)}")
+                for notebook in meant:
+                    if name in notebook.parameters:
                         result[notebook.name][name] = checked(where, name, value, notebook.parameters[name])
     return result
+
+
+def named(chapters: list[Notebook], name: str, *, where: str = "") -> list[Notebook]:
+    """The chapters that a whole name or a number, such as 03, means. Raises StudyError where there is none."""
+    meant = [notebook for notebook in chapters if name == notebook.name or name.zfill(2) == notebook.name[:2]]
+    if not meant:
+        raise StudyError(f"{where}no chapter {name!r}{hint(name, [notebook.name for notebook in chapters])}")
+    return meant
 
 
 def prepare(
@@ -124,11 +125,8 @@ def prepare(
 
     Raises StudyError for what the user asked wrongly.
     """
-    chapters, settings, given = (
-        notebooks(folder),
-        load_profile(profile, folder),
-        given_parameters(profile, data_root, out),
-    )
+    chapters, settings = notebooks(folder), load_profile(profile, folder)
+    given = given_parameters(profile, data_root, out)
     last = [("-p", parse_assignments(assignments)), ("arguments", {"all": given})]
     parameters = plan(chapters, (f"profile {profile}", settings), *between, *last)
     check_data(parameters, settings)
@@ -154,16 +152,13 @@ class Run:
     def current(self, notebook: Notebook) -> dict[str, Any]:
         """The record of the chapter's last run, if doing it again would give the same; empty if it has to run."""
         done = record(self.folder(notebook.name))
-        if not done or done["key"] != notebook.key(self.parameters[notebook.name]):
-            return {}
-        if notebook.name == DATA_CHAPTER:
-            try:
-                data = data_fingerprint(RunFolder(self.dir).data_root)
-            except (OSError, ValueError, KeyError):
-                data = ""
-            if done["data_state"] != data:
-                return {}
-        return done if all(record(self.dir / k).get("result") == result for k, result in done["inputs"].items()) else {}
+        same = (
+            done
+            and done["key"] == notebook.key(self.parameters[notebook.name])
+            and done["data_state"] == RunFolder(self.dir).data_state(notebook.name)
+            and all(record(self.dir / name).get("result") == result for name, result in done["inputs"].items())
+        )
+        return done if same else {}
 
     def execute(self, notebook: Notebook, *, progress: bool = True) -> dict[str, Any]:
         """Run one chapter and record it. Raises ChapterFailed; the executed copy is kept either way."""
@@ -348,8 +343,7 @@ def given_parameters(profile: str, data_root: str, out: str) -> dict[str, str]:
 
 
 def _from_root(path: str) -> str:
-    full = Path(os.path.abspath(Path(path).expanduser()))
-    return (full.relative_to(root()) if full.is_relative_to(root()) else full).as_posix()
+    return shown(os.path.abspath(Path(path).expanduser()), root())
 
 
 def check_data(parameters: Mapping[str, Mapping[str, Any]], profile: Mapping[str, Any]) -> None:
@@ -368,14 +362,8 @@ def check_data(parameters: Mapping[str, Mapping[str, Any]], profile: Mapping[str
 
 
 def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
-    names = [notebook.name for notebook in chapters]
-    wanted = []
-    for item in only:
-        match = [name for name in names if name == item or name[:2] == item.zfill(2)]
-        if not match:
-            raise StudyError(f"no chapter {item!r}{hint(item, names)}")
-        wanted += match
-    return [notebook for notebook in chapters if not wanted or notebook.name in wanted]
+    wanted = [notebook for item in only for notebook in named(chapters, item)]
+    return [notebook for notebook in chapters if not wanted or notebook in wanted]
 
 
 def one_line(text: object) -> str:

@@ -17,9 +17,12 @@ CLOSE = 0.05  # relative, for a number without an interval that counts nothing
 
 def write(run_dir: Path, chosen: Iterable[Notebook], junit: str, *, failed: str = "", error: str = "") -> None:
     """``<run>/summary.json``: each chapter's status, seconds, headline; and the chosen chapters as a JUnit file."""
-    chapters = {
-        folder.parent.name: _chapter(folder.parent) for folder in sorted(run_dir.glob("[0-9][0-9]_*/done.json"))
-    }
+    chapters = {}
+    for path in sorted(run_dir.glob("[0-9][0-9]_*/done.json")):
+        done = io.read_json(path)
+        entries = io.read_json(path.with_name("headline.json"))["headline"] if done["status"] == "done" else {}
+        about = {name: done[name] for name in ("status", "reason", "seconds")}
+        chapters[path.parent.name] = about | {"headline": entries}
     if failed:
         chapters[failed] = {"status": "failed", "reason": error, "seconds": 0.0, "headline": {}}
     io.write_json(run_dir / SUMMARY, {"chapters": chapters})
@@ -42,13 +45,6 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def _chapter(folder: Path) -> dict[str, Any]:
-    done = io.read_json(folder / "done.json")
-    headline = folder / "headline.json"
-    entries = io.read_json(headline)["headline"] if headline.exists() and done["status"] == "done" else {}
-    return {"status": done["status"], "reason": done["reason"], "seconds": done["seconds"], "headline": entries}
-
-
 def check(run_dir: str | Path, against: str | Path) -> pd.DataFrame:
     """The headline numbers of a run beside an earlier one's: chapter, number, before, low, high, now, holds.
 
@@ -63,9 +59,7 @@ def check(run_dir: str | Path, against: str | Path) -> pd.DataFrame:
             value, ends = entry["value"], entry["ci95"] or [None]
             low, high = _margin(value) if None in ends else ends
             found = now.get(name, {}).get("value")
-            holds = name in now and (
-                found == value or (found is not None and value is not None and low <= found <= high)
-            )
+            holds = name in now and (found == value or (found is not None and low <= found <= high))
             rows.append((path.parent.name, name, value, low, high, found, holds))
     if not rows:
         raise StudyError(f"no chapter's headline.json in {shown(against)}: give the folder of a run")

@@ -119,7 +119,7 @@ def run(
     runs = {}
     for name, values in grid.cells.items():
         own = (f"grid {grid.name}, cell {name}", {NOTEBOOK: {**values, "cell": f"{ABLATIONS}/{grid.name}/{name}"}})
-        runs[name] = replace(study, parameters=runner.plan(study.chapters, own, over=study.parameters))
+        runs[name] = replace(study, parameters=runner.plan(study.chapters, ("", study.parameters), own))
     folder = study.dir / ABLATIONS / grid.name
     say(f"{grid.name} -> {shown(folder)}: {len(runs)} cells")
     runner.run(profile, only=NEEDED, dry_run=dry_run, progress=False, say=say, **asked)
@@ -161,11 +161,7 @@ def frozen(profile: str = "ablation", *, assignments: Iterable[str] = (), **opti
 
 
 def compare(
-    folders: Iterable[str | Path],
-    out: str | Path,
-    *,
-    baseline: str = "",
-    against: Mapping[str, str] | None = None,
+    folders: Iterable[str | Path], out: str | Path, *, baseline: str = "", against: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """Compare every result at or below the folders; writes ``comparison.csv`` and ``comparison.png`` into ``out``."""
     from e2d_lib.evaluation import ablation

@@ -86,7 +86,8 @@ def made_up(folder, lengths: dict[str, tuple[int, int]], *, flip: bool = False) 
         slices += [(scan, k, 20, 10, 0, 10 + k % 2, 0, 10, area) for k, area in enumerate(areas)]
     names = ["scan_id", "index", "height", "width", "row0", "row1", "col0", "col1", "area"]
     folder.mkdir(parents=True, exist_ok=True)
-    io.write_parquet(folder / "slices.parquet", pd.DataFrame(slices, columns=names))
+    table = pd.DataFrame(slices, columns=names)
+    io.write_parquet(folder / "slices.parquet", table.assign(area_crop=table["area"]))
     columns = ["scan_id", "split", "label", "n_slices", "start", "stop", "status"]
     return Preprocessed(folder, Params(), pd.DataFrame(scans, columns=columns).astype({"label": "Int64"}))
 
@@ -99,7 +100,7 @@ CUT = np.array([0, 10, 8, 68, 0])  # widths of the released training window
 @pytest.fixture(scope="module")
 def effects(tmp_path_factory) -> dict[str, list[checks.Effect]]:
     cohort = made_up(tmp_path_factory.mktemp("cohort"), LENGTHS)
-    inputs = checks.Inputs(PUBLISHED, cohort, None, np.random.default_rng(0))
+    inputs = checks.Inputs(PUBLISHED, cohort, np.random.default_rng(0))
     slow = {"E1", "E2"}
     return {id: checks.done(id, inputs)[2] for id in checks.CHECKS if id not in slow}
 
@@ -110,7 +111,7 @@ def altered(tmp_path, name: str, change) -> checks.Inputs:
     shutil.copytree(PUBLISHED, folder)
     table = pd.read_csv(folder / name, dtype={"value": str} if name == "saved_scores.csv" else None)
     change(table).to_csv(folder / name, index=False)
-    return checks.Inputs(folder, None, None, np.random.default_rng(0))
+    return checks.Inputs(folder, None, np.random.default_rng(0))
 
 
 class TestRegister:
@@ -149,7 +150,7 @@ class TestRegister:
     def test_same_seed_same_register(self, monkeypatch):
         monkeypatch.setattr(checks, "DRAWS", 2)
         monkeypatch.setattr(checks, "EPOCHS", 2)
-        inputs = [checks.Inputs(PUBLISHED, None, None, np.random.default_rng(3)) for _ in range(2)]
+        inputs = [checks.Inputs(PUBLISHED, None, np.random.default_rng(3)) for _ in range(2)]
         assert checks.done("C1", inputs[0]) == checks.done("C1", inputs[1])
 
 
@@ -292,15 +293,19 @@ class TestEffects:
         assert ratio.value == pytest.approx(200 / 30)
 
     def test_areas_on_the_crop(self, tmp_path):
-        same, other = made_up(tmp_path / "a", LENGTHS), made_up(tmp_path / "b", LENGTHS, flip=True)
-        for cropped, moved in ((same, 0), (other, 1)):
-            inputs = checks.Inputs(PUBLISHED, same, cropped, np.random.default_rng(0))
+        cohort, other = made_up(tmp_path / "a", LENGTHS), made_up(tmp_path / "b", LENGTHS, flip=True)
+        for on_crop, moved in ((cohort, 0), (other, 1)):
+            table = cohort.slices.assign(area_crop=on_crop.slices["area"])
+            io.write_parquet(tmp_path / f"{moved}" / "slices.parquet", table)
+            inputs = checks.Inputs(PUBLISHED, replace(cohort, folder=tmp_path / f"{moved}"), np.random.default_rng(0))
             assert checks.done("B3", inputs)[2][0].value == moved
+        uncropped = checks.Inputs(PUBLISHED, replace(cohort, params=Params(crop=False)), np.random.default_rng(0))
+        assert checks.done("B3", uncropped)[0] is None and checks.done("B3", uncropped)[2] == []
 
     def test_unlabelled_scans_have_no_class(self, tmp_path):
         cohort = made_up(tmp_path, {"a": (50, 0), "b": (90, 1)})
         cohort.scans["label"] = pd.array([pd.NA, pd.NA], dtype="Int64")
-        inputs = checks.Inputs(PUBLISHED, cohort, None, np.random.default_rng(0))
+        inputs = checks.Inputs(PUBLISHED, cohort, np.random.default_rng(0))
         assert [effect.metric for effect in checks.done("D1", inputs)[2]] == ["scans that would be blank"]
 
 

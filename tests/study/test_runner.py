@@ -18,7 +18,7 @@ import pytest
 import e2d_lib
 from e2d_lib.scans import open_cohorts
 from e2d_lib.study import cli, runner
-from e2d_lib.study.chapter import Chapter, environment
+from e2d_lib.study.chapter import Chapter, data_fingerprint, environment
 from e2d_lib.study.notebook import Notebook, Parameter, checked, resolve, root
 from tests.conftest import ROOT
 
@@ -224,15 +224,15 @@ def test_a_changed_library_makes_a_chapter_run_again(project, monkeypatch, name)
 def test_the_fingerprint_sees_a_changed_an_added_and_a_removed_file(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"1")
-    seen = [runner.data_fingerprint(tmp_path)]
+    seen = [data_fingerprint(tmp_path)]
     (tmp_path / "a" / "1.jpg").write_bytes(b"12")
-    seen.append(runner.data_fingerprint(tmp_path))
+    seen.append(data_fingerprint(tmp_path))
     (tmp_path / "a" / "2.jpg").write_bytes(b"1")
-    seen.append(runner.data_fingerprint(tmp_path))
+    seen.append(data_fingerprint(tmp_path))
     (tmp_path / "a" / "1.jpg").unlink()
-    seen.append(runner.data_fingerprint(tmp_path))
+    seen.append(data_fingerprint(tmp_path))
     assert len(set(seen)) == 4
-    assert runner.data_fingerprint(tmp_path / "none") == ""
+    assert data_fingerprint(tmp_path / "none") == ""
 
 
 def by_hand(name: str, cwd: Path | str, **parameters) -> None:
