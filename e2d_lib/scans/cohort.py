@@ -4,41 +4,17 @@ import contextlib
 import csv
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from e2d_lib.scans import formats, patients
 from e2d_lib.scans.dicom import dicom_scans, series_at
 from e2d_lib.scans.findings import Finding, Reason, printable
-from e2d_lib.scans.formats import (
-    SUFFIXES,
-    file_kind,
-    format_of,
-    formats_in,
-    guess_format,
-    is_folder,
-    is_hidden,
-    names_mask,
-    natural_key,
-    on_disk,
-    split_series,
-    strangers,
-)
-from e2d_lib.scans.patients import (
-    CohortError,
-    Found,
-    Note,
-    classes,
-    dealt,
-    one_of_each_study,
-    patient_of,
-    refuse_leaks,
-    same_bytes,
-    whose,
-)
+from e2d_lib.scans.patients import CohortError, Found, Note
 
 COHORT_COLUMNS = ("scan_id", "path", "split", "label", "fold", "source", "format", "patient")
 SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("valid", "val", "validation"), "valid")
@@ -46,7 +22,6 @@ SPLITS |= dict.fromkeys(("test", "testing"), "test")
 CLASSES = dict.fromkeys(("1", "positive", "covid", "covid19"), 1)
 CLASSES |= dict.fromkeys(("0", "negative", "normal", "noncovid", "noncovid19"), 0)
 """Class folder, or cell of a manifest, in small letters and digits alone -> label."""
-FORMATS = tuple(SUFFIXES)
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir"})
 
 
@@ -90,16 +65,17 @@ def read_cohort(data_root: str | Path, *, labels: str | Mapping[str, int] = "") 
         found = _read_tree(root, classes, note) if os.path.isdir(root) else _read_file(root)
         if not found:
             there = "; ".join(dict.fromkeys(finding.reason for finding in findings))
+            volumes = ", ".join(formats.SUFFIXES["nifti"] + formats.SUFFIXES["itk"])
             raise CohortError(
                 f"no scan in {root!r}: expected train/, valid/ or test/ folders of scans, or any tree of volumes "
-                f"({', '.join(SUFFIXES['nifti'] + SUFFIXES['itk'])}), DICOM series or folders of .jpg or .png slices"
+                f"({volumes}), DICOM series or folders of .jpg or .png slices"
                 f"{there and '; there is: '}{there}"
             )
         found = [one._replace(**_told(one.scan_id, classes)) for one in _unique_ids(found)]
-        found = one_of_each_study(found, root, note)
+        found = patients.one_of_each_study(found, root, note)
         _note_unknown_classes(found, note)
         order = [*dict.fromkeys(SPLITS.values()), ""]
-        found.sort(key=lambda one: (order.index(one.split), natural_key(one.scan_id)))
+        found.sort(key=lambda one: (order.index(one.split), formats.natural_key(one.scan_id)))
         found = _with_sources(found, os.path.join(root, "sources.csv"), note)
     table = _table(found, note)
     table.attrs["findings"] = [list(f) for f in findings]  # lists, which a parquet file's metadata can hold
@@ -133,14 +109,14 @@ def assign_folds(cohort: pd.DataFrame, *, n_folds: int = 4, seed: int = 42) -> p
     cohort.loc[valid, "fold"] = n_folds + 1
     if given.any() or not len(train):
         return cohort
-    train = sorted(train, key=lambda i: natural_key(cohort.at[i, "scan_id"]))
-    of, labels = classes(patient_of(cohort.loc[train]), cohort.loc[train, "label"].astype(int))
-    counts = {name: int((labels == label).sum()) for name, label in (("positive", 1), ("negative", 0))}
-    if min(counts.values()) < n_folds:
-        few = ", ".join(f"{n} {name}" for name, n in counts.items())
+    train = sorted(train, key=lambda i: formats.natural_key(cohort.at[i, "scan_id"]))
+    of, labels = patients.classes(patients.patient_of(cohort.loc[train]), cohort.loc[train, "label"].astype(int))
+    positive, negative = (labels == 1).sum(), (labels == 0).sum()
+    if min(positive, negative) < n_folds:
+        few = f"{positive} positive, {negative} negative"
         unit = "scans" if len(labels) == len(train) else "patients"
         raise CohortError(f"{n_folds} stratified folds need {n_folds} train {unit} of each class, got {few}")
-    cohort.loc[train, "fold"] = 1 + dealt(of, labels, n_folds, seed)
+    cohort.loc[train, "fold"] = 1 + patients.dealt(of, labels, n_folds, seed)
     return cohort
 
 
@@ -199,15 +175,15 @@ def _told(scan_id: str, classes: Mapping[str, int]) -> dict[str, Any]:
 
 def _table(found: list[Found], note: Note) -> pd.DataFrame:
     """The cohort's table; scans with the same bytes are noted, and are one patient's where nobody told another."""
-    patients = whose(found)
-    for i, k in same_bytes(found):
+    told = patients.whose(found)
+    for i, k in patients.same_bytes(found):
         first, again = found[i], found[k]
         where = "two splits" if first.split != again.split else "two labels" if first.label != again.label else ""
         other = f"in another split or under another label, {first.scan_id}" if where else f"as {first.scan_id}"
         note(again.scan_id, "", "warned", f"{Reason.SAME_BYTES}: {other}")
-        patients[k] = again.patient or patients[i]
+        told[k] = again.patient or told[i]
     rows = []
-    for one, patient in zip(found, patients, strict=True):
+    for one, patient in zip(found, told, strict=True):
         values = (one.scan_id, one.path, one.split, one.label, one.fold, one.source, one.kind, patient)
         rows.append([printable(value) if isinstance(value, str) else value for value in values])
     table = pd.DataFrame(rows, columns=list(COHORT_COLUMNS)).astype({"label": "Int64", "fold": "Int64"})
@@ -248,12 +224,12 @@ def _splits(folder: str) -> list[str]:
 def _folders(folder: str, wanted: Callable[[os.DirEntry], Any]) -> list[str]:
     """The names of the wanted folders in a folder; none of what is no folder, or cannot be listed."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_folder(entry) and wanted(entry))
+        return sorted(entry.name for entry in entries if formats.is_folder(entry) and wanted(entry))
     return []
 
 
 def _read_file(path: str) -> list[Found]:
-    kind = format_of(path)
+    kind = formats.format_of(path)
     if kind in ("", "jpeg"):
         raise CohortError(f"data root {path!r} is a file, but no .csv manifest, volume or DICOM file")
     return [Found(os.path.basename(path), path, kind, series_at(path) if kind == "dicom" else None)]
@@ -264,16 +240,16 @@ def _read_tree(root: str, classes: Mapping[str, int], note: Note) -> list[Found]
         return _scans(root, "", classes, note, level=None)
     found = [one for name in splits for one in _scans(os.path.join(root, name), name, classes, note, level=1)]
     with os.scandir(root) as listing:
-        others = {e.name: is_folder(e) for e in listing if e.name not in splits}
+        others = {e.name: formats.is_folder(e) for e in listing if e.name not in splits}
     for name in sorted(others):
-        if not _is_system(name) if others[name] else file_kind(name) and not is_hidden(name):
+        if not _is_system(name) if others[name] else formats.file_kind(name) and not formats.is_hidden(name):
             note("", name, "excluded", Reason.OUTSIDE_LAYOUT)
     _note_strangers([name for name, folder in others.items() if not folder], "", note)
     return found
 
 
 def _note_strangers(names: Iterable[str], prefix: str, note: Note) -> None:
-    for name, reason in strangers(names):
+    for name, reason in formats.strangers(names):
         if reason.startswith(Reason.UNKNOWN_FORMAT):
             note("", prefix + name, "excluded", reason)
 
@@ -304,22 +280,19 @@ def _scans(
     except OSError as error:
         note(scan_id, "", "excluded", f"{Reason.UNREADABLE}: {error.strerror}")
         return [Found(scan_id, folder, "jpeg")] if level == 3 else []
-    folders, others, files = [], [], {kind: [] for kind in FORMATS}
+    folders, files = [], defaultdict(list)
     for entry in entries:
-        name = entry.name
-        if is_folder(entry):
-            if not _is_system(name):
-                folders.append(entry)
-        elif not is_hidden(name):
-            kind = file_kind(name) or format_of(entry.path)
-            files[kind].append(entry) if kind else others.append(name)
+        if formats.is_folder(entry):
+            folders += [] if _is_system(entry.name) else [entry]
+        elif not formats.is_hidden(entry.name):
+            files[formats.format_of(entry.path)].append(entry)
     prefix = f"{scan_id}/" if scan_id else ""
     volumes = [*files["nifti"], *files["itk"]]
-    deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and names_mask(e.name))]
-    scans = [e for e in volumes if not names_mask(e.name)] or volumes
+    deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and formats.names_mask(e.name))]
+    scans = [e for e in volumes if not formats.names_mask(e.name)] or volumes
     for entry in [e for e in [*volumes, *folders] if e not in scans and e not in deeper]:
         note("", prefix + entry.name, "excluded", Reason.MASK)
-    found = [Found(prefix + e.name, e.path, file_kind(e.name)) for e in scans]
+    found = [Found(prefix + e.name, e.path, formats.file_kind(e.name)) for e in scans]
     if files["dicom"]:
         series, unfit = dicom_scans(folder, [e.name for e in files["dicom"]])
         ids = [scan_id + one.path[len(folder) :].replace(os.sep, "/") for one in series]
@@ -332,7 +305,7 @@ def _scans(
     elif images:
         found.append(Found(scan_id, folder, "jpeg"))
     if not (images or files["dicom"]):  # opening those reports what lies beside them
-        _note_strangers([*others, *(e.name for e in files["itk"])], prefix, note)  # a header tells its values' file
+        _note_strangers([e.name for e in files[""] + files["itk"]], prefix, note)  # a header tells its values' file
     if level == 3 and images:
         for entry in folders:
             note(scan_id, entry.name, "excluded", Reason.OTHER_FILE)
@@ -359,15 +332,15 @@ def _unique_ids(found: list[Found]) -> list[Found]:
     for one, short in zip(found, bare, strict=True):
         name = (short if seen[short] == 1 else one.scan_id).lstrip("/")
         if not name or name.startswith("#"):
-            name = os.path.basename(os.path.abspath(split_series(one.path)[0])) + name
+            name = os.path.basename(os.path.abspath(formats.split_series(one.path)[0])) + name
         named.append(one._replace(scan_id=name))
     return named
 
 
 def _bare(name: str, kind: str) -> str:
     """A path without the suffix of a volume or DICOM file."""
-    if kind not in ("", "jpeg") and kind == file_kind(name):
-        return name[: -len(next(end for end in SUFFIXES[kind][::-1] if name.lower().endswith(end)))]
+    if kind not in ("", "jpeg") and kind == formats.file_kind(name):
+        return name[: -len(next(end for end in formats.SUFFIXES[kind][::-1] if name.lower().endswith(end)))]
     return name
 
 
@@ -406,7 +379,7 @@ def _with_sources(found: list[Found], path: str, note: Note) -> list[Found]:
         scan_id = row["scan_id"]
         if sources.setdefault(scan_id, row["source"]) != row["source"]:
             raise CohortError(f"{path}, line {line}: scan {scan_id!r} has a second source {row['source']!r}")
-    for scan_id in sorted(set(sources) - {printable(one.scan_id) for one in found}, key=natural_key):
+    for scan_id in sorted(set(sources) - {printable(one.scan_id) for one in found}, key=formats.natural_key):
         note(scan_id, "", "warned", f"{Reason.UNKNOWN_SCAN}: in sources.csv only")
     return [one._replace(source=sources.get(printable(one.scan_id), "")) for one in found]
 
@@ -434,48 +407,39 @@ def _read_manifest(path: str, classes: Mapping[str, int], note: Note) -> list[Fo
         if not cells["path"]:
             raise CohortError(f"{where}: path is empty")
         given = os.path.expanduser(cells["path"])
-        full = on_disk(os.path.join(folder, given))
+        full = formats.on_disk(os.path.join(folder, given))
         plain = os.path.normpath(cells["path"]).replace(os.sep, "/").lstrip("/")
-        scan_id = cells.get("scan_id") or _bare(plain, file_kind(plain))
+        scan_id = cells.get("scan_id") or _bare(plain, formats.file_kind(plain))
         if scan_id in first_at:
             raise CohortError(f"{where}: scan_id {scan_id!r} is already that of line {first_at[scan_id]}")
         first_at[scan_id] = line
-        real = os.path.realpath(split_series(full)[0])
+        real = os.path.realpath(formats.split_series(full)[0])
         if not os.path.isabs(given) and os.path.commonpath([home, real]) != home:
             note(scan_id, "", "warned", f"{Reason.OUTSIDE}: {cells['path']}")
-        kind = _choice(cells.get("format", ""), {f: f for f in FORMATS}, where, "format")
+        kind = _choice(cells.get("format", ""), {f: f for f in formats.SUFFIXES}, where, "format")
         fold = cells.get("fold", "")
         if fold and not (fold.isdecimal() and int(fold) > 0):
             raise CohortError(f"{where}: fold is {fold!r}, expected 1, 2, … or nothing")
         full, kind = (full, kind) if kind else _inside(full, scan_id, note)
-        one = Found(
-            scan_id,
-            full,
-            kind,
-            series_at(full) if kind == "dicom" else None,
-            split=_choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or "",
-            label=_choice(cells.get("label", ""), classes, where, "label", how=how),
-            patient=cells.get("patient", ""),
-            fold=int(fold) if fold else None,
-            source=cells.get("source", ""),
-        )
-        found.append(one)
-    if not any(os.path.exists(split_series(one.path)[0]) for one in found):
+        series = series_at(full) if kind == "dicom" else None
+        split = _choice(cells.get("split", ""), SPLITS, where, "split", str.lower) or ""
+        label = _choice(cells.get("label", ""), classes, where, "label", how=how)
+        about = {"patient": cells.get("patient", ""), "source": cells.get("source", "")}
+        found.append(Found(scan_id, full, kind, series, split, label, fold=int(fold) if fold else None, **about))
+    if not any(os.path.exists(formats.split_series(one.path)[0]) for one in found):
         raise CohortError(f"{path}: none of its {len(found)} paths exists, the first is {found[0].path!r}")
-    refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
-    refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
+    patients.refuse_leaks(found, lambda one: [os.path.realpath(one.path)])
+    patients.refuse_leaks((one for one in found if one.series), lambda one: [*one.series.uids, one.series.head.series])
     return found
 
 
 def _inside(path: str, scan_id: str, note: Note) -> tuple[str, str]:
     """Path and format of the one scan in a folder that a manifest names, also where it lies deeper."""
-    folder, series = split_series(path)
-    if series or not os.path.isdir(folder):
-        return path, guess_format(path)
-    if any(formats_in(folder)):
-        return path, guess_format(path)
+    folder, series = formats.split_series(path)
+    if series or not os.path.isdir(folder) or any(formats.formats_in(folder)):
+        return path, formats.guess_format(path)
     found = [one._replace(unit=scan_id) for one in _scans(folder, scan_id, {}, note, level=None)]
-    found = one_of_each_study(found, folder, note)
+    found = patients.one_of_each_study(found, folder, note)
     if len(found) > 1:
         note(scan_id, "", "warned", f"{Reason.NO_SLICES}: {len(found)} scans are below it, such as {found[0].scan_id}")
     return (found[0].path, found[0].kind) if len(found) == 1 else (path, "jpeg")

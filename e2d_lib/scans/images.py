@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,13 +20,9 @@ from e2d_lib.scans.volume import hu_to_uint8
 OFFSETS = (32768, 1024, 1000, 0)
 """What 16-bit images have been seen to add to HU, so that they are not negative; 0: two's complement."""
 _COPY = re.compile(r"([ _-]*\(\d+\)|[ _-]+copy([ _-]*\(?\d+\)?)?|~)$", re.I)
+_Numbered = tuple[str, tuple[str, ...], float | None]
+"""A name; its run, which is the name without its number: names of one stack share it; its number."""
 _POSITION = re.compile(r"((?:.*[^\d.]\.?)??)([-+]?\d+(?:\.\d+)?)(\D*)")
-
-
-class _Numbered(NamedTuple):
-    name: str
-    run: tuple[str, ...]  # the name without its number: names of one stack share it
-    number: float | None
 
 
 def open_images(notes: Notes, path: str, view: str) -> Scan:
@@ -115,11 +110,11 @@ def _by_position(names: list[str]) -> list[_Numbered]:
     matched = [_POSITION.fullmatch(os.path.splitext(name)[0]) for name in names]
     if not matched or not all(matched):
         return []
-    found = [_Numbered(name, (m[1], m[3]), float(m[2])) for name, m in zip(names, matched, strict=True)]
+    found = [(name, (m[1], m[3]), float(m[2])) for name, m in zip(names, matched, strict=True)]
     signs = {m[1]: {m[2][0] == "-" for m in matched} for m in matched}
     broken = any("." in m[2] for m in matched)
     signed = any(len(kinds) == 2 or (head == "" and True in kinds) for head, kinds in signs.items())
-    twice = len({(os.path.splitext(f.name)[1], *f[1:]) for f in found}) < len(found)  # 3.1 and 3.10: no fractions
+    twice = len({(os.path.splitext(f[0])[1], *f[1:]) for f in found}) < len(found)  # 3.1 and 3.10: no fractions
     return found if (broken or signed) and not twice else []
 
 
@@ -135,7 +130,7 @@ def _by_counter(names: list[str]) -> list[_Numbered]:
         field = max(fields, key=lambda i: (len({parts[i] for _, parts in named}), i), default=None)
         for name, parts in named:
             number = None if field is None else int(parts[field])
-            found[name] = _Numbered(name, tuple(p for i, p in enumerate(parts) if i != field), number)
+            found[name] = name, tuple(p for i, p in enumerate(parts) if i != field), number
     return [found[name] for name in names]
 
 

@@ -39,8 +39,6 @@ def doubtful(images: list[np.ndarray], *, hounsfield: bool) -> str:
     """
     some = _some(images)
     counts = [np.bincount(image[::2, ::2].ravel(), minlength=256) for image in some]
-    if not counts:
-        return ""
     if why := _no_hounsfield(sum(counts)) if hounsfield else _no_window(counts):
         return why
     inverted = sum(_corner(image) >= BODY and _middle(image) < 0.6 * _corner(image) for image in some)

@@ -17,17 +17,8 @@ from e2d_lib.scans.nifti import open_nifti
 from e2d_lib.scans.patients import CohortError
 from e2d_lib.scans.volume import VIEWS, hu_to_uint8
 
-__all__ = [
-    "VIEWS",
-    "CohortError",
-    "Finding",
-    "Reason",
-    "Scan",
-    "SliceError",
-    "hu_to_uint8",
-    "open_scan",
-    "split_series",
-]
+__all__ = ["VIEWS", "CohortError", "Finding", "Reason", "Scan", "SliceError"]
+__all__ += ["hu_to_uint8", "open_scan", "split_series"]
 OPENERS = {"jpeg": open_images, "nifti": open_nifti, "dicom": open_dicom, "itk": open_itk}
 
 
