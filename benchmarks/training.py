@@ -91,7 +91,7 @@ def main() -> None:
 
     device = resolve_device(options.device)
     slices = cohort(options.scans_per_step * options.steps, options.size, device)
-    recipe = Recipe.corrected(
+    recipe = Recipe.preset(
         scans_per_step=options.scans_per_step,
         select="last",
         epochs=10_000,

@@ -266,7 +266,7 @@ def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
             continue
         a, b = (metrics.runs(labels, t.loc[both].to_numpy().T, metric, patients=patients) for t in tables)
         paired = tables[0].columns.equals(tables[1].columns)
-        found = multirun.test(b - a) if paired else multirun.test(b, a)
-        rows[metric] = {**found, "difference_low": found["low"], "difference_high": found["high"]}
-    columns = ["difference", "difference_low", "difference_high", "p_value", "detectable"]
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(index=METRICS, columns=columns)
+        rows[metric] = multirun.test(b - a) if paired else multirun.test(b, a)
+    return pd.DataFrame.from_dict(rows, orient="index").rename(
+        columns={"low": "difference_low", "high": "difference_high"}
+    )

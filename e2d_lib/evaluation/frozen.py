@@ -113,19 +113,17 @@ def run(
     scan's label, probabilities averaged (the paper's form). The penalty is chosen inside the training scans.
     """
     scores = np.empty((len(table), replicates, len(data.valid)), np.float32)
-    order = table.reset_index(drop=True)
-    grouped = order.groupby(["method", "n_samples", "n_intervals", "fraction"], sort=False, dropna=False)
-    with bar(total=len(order) * replicates, desc=f"{head} head", unit="fit") as progress:
-        for key, part in grouped:
-            sampler = dict(zip(("method", "n_samples", "n_intervals"), key[:3], strict=True))
-            for crop, same in part.groupby("crop", sort=False):
-                features = data.features[bool(crop)]
-                drawn = draws(features, sampler, float(key[3]), replicates=replicates, seed=seed)
-                inputs = torch.from_numpy(features.values)[torch.from_numpy(drawn)]  # (replicates, n, s, d)
-                inputs = inputs.mean(2, dtype=torch.float32) if head == "scan" else inputs
-                for row, share in same["few_shot"].items():
-                    scores[row] = _fitted(data, inputs, float(share), head=head, seed=seed)
-                    progress.update(replicates)
+    drawn_alike = ["method", "n_samples", "n_intervals", "fraction", "crop"]
+    with bar(total=len(table) * replicates, desc=f"{head} head", unit="fit") as progress:
+        for _, same in table.reset_index(drop=True).groupby(drawn_alike, sort=False, dropna=False):
+            one = same.iloc[0]
+            features = data.features[bool(one["crop"])]
+            drawn = draws(features, one, float(one["fraction"]), replicates=replicates, seed=seed)
+            inputs = torch.from_numpy(features.values)[torch.from_numpy(drawn)]  # (replicates, n, s, d)
+            inputs = inputs.mean(2, dtype=torch.float32) if head == "scan" else inputs
+            for row, share in same["few_shot"].items():
+                scores[row] = _fitted(data, inputs, float(share), head=head, seed=seed)
+                progress.update(replicates)
     return scores
 
 

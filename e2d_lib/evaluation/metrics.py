@@ -218,8 +218,8 @@ def calibration(labels: Any, probabilities: Any, *, groups: Any = None) -> pd.Da
     reasons["slope"] = reasons["intercept"] or ("constant scores" if np.ptp(x) == 0 else "")
     if not reasons["slope"] and (min(x[y == 1]) > max(x[y == 0]) or max(x[y == 1]) < min(x[y == 0])):
         reasons["slope"] = "the classes lie apart"
-    one, rows = np.ones_like(x), []
-    designs = {"intercept": (one[:, None], x), "slope": (np.column_stack([one, x]), np.zeros_like(x))}
+    one, rows = np.ones((len(x), 1)), []
+    designs = {"intercept": (one, x), "slope": (np.column_stack([one, x]), None)}
     kind = {} if data.groups is None else {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(data.groups)[0]}}
     for name, (design, offset) in designs.items():
         value, low, high = np.nan, np.nan, np.nan

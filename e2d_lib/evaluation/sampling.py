@@ -247,17 +247,16 @@ def quality(
             )
         sd = float(areas.std()) or 1.0
         # The mean is taken off before squares are summed: areas are large beside their differences.
-        values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, bearing])
-        known = bool(bearing.any())
-        unknown = 0.0 if known else np.nan
+        marked = bearing if bearing.any() else np.full(n, np.nan)
+        values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, marked])
         for setting in settings:
             key = {name: setting[name] for name in SETTING}
             groups = design(areas, **key)
             drawn = draws(groups, redraws=redraws, rng=rng)
             estimated = np.mean([*distances(areas, drawn), *cover(n, drawn)], axis=1) / [1, sd, n, n]
             count, mean, spread = _moments(groups, values)
-            hits = _hit(groups, areas == areas.max()), _hit(groups, bearing) if known else np.nan
-            lesion = count * mean[2] + unknown, spread[2] + unknown
+            hits = _hit(groups, areas == areas.max()), _hit(groups, bearing) if bearing.any() else np.nan
+            lesion = count * mean[2], spread[2]
             area = mean[0], spread[0], math.hypot(mean[0], spread[0])
             rows.append((scan_id, *key.values(), n, *estimated, *hits, *lesion, *area, spread[1]))
     table = pd.DataFrame(rows, columns=["scan_id", *SETTING, "window", *MEASURES])

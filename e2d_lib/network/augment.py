@@ -54,20 +54,11 @@ class Augment:
         import kornia.augmentation as K  # a slow import, not needed for inference
 
         s = strengths
+        # Reflection with aligned corners: beyond the edge the image is mirrored, as in the released library.
+        mirrored = {"padding_mode": "reflection", "align_corners": True}
         self.steps: list[tuple[float, Any]] = [
             (s.flip_p, K.RandomHorizontalFlip(p=1.0)),
-            # Reflection with aligned corners: beyond the edge the image is mirrored, as in the released library.
-            (
-                s.affine_p,
-                K.RandomAffine(
-                    s.rotate,
-                    (s.shift, s.shift),
-                    (1 - s.scale, 1 + s.scale),
-                    p=1.0,
-                    padding_mode="reflection",
-                    align_corners=True,
-                ),
-            ),
+            (s.affine_p, K.RandomAffine(s.rotate, (s.shift,) * 2, (1 - s.scale, 1 + s.scale), p=1.0, **mirrored)),
             (s.value_p, K.RandomBrightness((1 - s.value / 255, 1 + s.value / 255), p=1.0)),
             # order: contrast (1) first, then brightness (0)
             (s.light_p, K.ColorJiggle(brightness=s.brightness, contrast=s.contrast, p=1.0, order=(1, 0))),

@@ -31,7 +31,7 @@ def predict(
     scans.
     """
     if isinstance(model, E2D):
-        net, stored = model, Recipe.corrected()
+        net, stored = model, Recipe.preset()
         place = resolve_device(device) if device else next(net.parameters()).device
     else:
         net, stored = load(model)

@@ -24,7 +24,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True, config={"strict": True, "extra": "forbid"})
 class Recipe:
-    """Every setting of a training run. The defaults are ours; :meth:`released` is what the released code does.
+    """Every setting of a training run. The defaults are ours; :meth:`preset` gives the released code's too.
 
     A value of another type, or out of its range, is a ValueError (pydantic's; `preset` gives it in one line).
     """
@@ -69,18 +69,11 @@ class Recipe:
     seed: int = 42
 
     @classmethod
-    def corrected(cls, **changes: Any) -> "Recipe":
-        """Ours: each scan once an epoch, fresh draws, no information from the reported fold."""
-        return cls.preset("corrected", **changes)
-
-    @classmethod
-    def released(cls, **changes: Any) -> "Recipe":
-        """What the released code does (method/README.md §4, §5; 24 epochs stand there in a comment)."""
-        return cls.preset("released", **changes)
-
-    @classmethod
-    def preset(cls, variant: str, **changes: Any) -> "Recipe":
+    def preset(cls, variant: str = "corrected", **changes: Any) -> "Recipe":
         """The named preset with some settings changed; an unknown setting is an error.
+
+        corrected: ours, each scan once an epoch, fresh draws, no information from the reported fold. released: what the
+        released code does (method/README.md §4, §5; 24 epochs stand there in a comment).
 
         >>> Recipe.preset("released", epochs=1).normalise
         'twice'

@@ -78,16 +78,14 @@ class ScanSlices:
         Raises DatasetError when shapes or dtypes disagree, or a scan has not an area for each slice; ValueError where
         there is not one array, area curve, label and name a scan.
         """
-        sizes = {array.shape[1:] for array in arrays}
-        square = all(len(shape) == 2 and shape[0] == shape[1] for shape in sizes)
-        if len(sizes) > 1 or not square or any(array.dtype != np.uint8 for array in arrays):
+        size = arrays[0].shape[-1] if len(arrays) else 0
+        if any(array.dtype != np.uint8 or array.shape[1:] != (size, size) for array in arrays):
             kinds = sorted({f"{array.dtype}{array.shape}" for array in arrays})[:3]
             raise DatasetError(f"slices must be uint8 (width, S, S) with one S for all scans, got {kinds}")
         for name, array, curve, _ in zip(scan_ids, arrays, areas, labels, strict=True):
             if len(array) != len(curve):
                 raise DatasetError(f"{name}: {len(array)} slices but {len(curve)} areas")
         widths = np.array([len(array) for array in arrays], dtype=np.int64)
-        size = sizes.pop()[0] if sizes else 0
         if resident == "auto":
             resident = int(widths.sum()) * size * size <= RESIDENT * free(torch.device(device))
         return cls(

@@ -58,7 +58,7 @@ def test_a_fold_of_one_class_or_one_scan_is_not_scored(labels, message, rng, tmp
             made,
             cohort,
             model=ModelConfig("test_efficientnet", pretrained=False),
-            recipe=training.Recipe.corrected(),
+            recipe=training.Recipe.preset(),
             out_dir=tmp_path,
         )
 

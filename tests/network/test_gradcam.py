@@ -161,7 +161,7 @@ class TestCheckpoints:
     def checkpoint(self, prepared, tmp_path):
         def make(name, seed=0, params=prepared[1].params):
             net = build(replace(SMALL, size=params.size), seed=seed)
-            training.save(tmp_path / name / training.SELECTED, net, Recipe.corrected())
+            training.save(tmp_path / name / training.SELECTED, net, Recipe.preset())
             io.write_json(tmp_path / name / "preprocessing.json", asdict(params))
             return tmp_path / name / training.SELECTED
 
@@ -226,6 +226,6 @@ class TestCheckpoints:
         path = checkpoint("a")
         net = build(replace(SMALL, size=32))
         net.config = replace(net.config, backbone="test_resnet")
-        training.save(path, net, Recipe.corrected())
+        training.save(path, net, Recipe.preset())
         with pytest.raises(CheckpointError, match=r"does not fit test_resnet: .*backbone\.conv1\.0\.weight"):
             gradcam.of_checkpoints([path], prepared[1], [("valid/positive/ct_scan_0", 0)], [1])

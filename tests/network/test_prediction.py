@@ -16,7 +16,7 @@ SMALL = ModelConfig("test_efficientnet", pretrained=False)
 
 def saved(folder, seed=0, params=PARAMS):
     """A checkpoint of random weights, with the preprocessing beside it."""
-    training.save(folder / training.SELECTED, build(replace(SMALL, size=32), seed=seed), training.Recipe.corrected())
+    training.save(folder / training.SELECTED, build(replace(SMALL, size=32), seed=seed), training.Recipe.preset())
     if params:
         io.write_json(folder / "preprocessing.json", asdict(params))
     return folder / training.SELECTED
@@ -48,7 +48,7 @@ def test_a_checkpoint_must_say_how_its_slices_were_made(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoints_score_unlabeled_scans_and_give_a_bad_one_a_reason(slices, cohort, data, tmp_path, capsys):
-    recipe = training.Recipe.corrected(epochs=2, scans_per_step=4, lr=3e-3, device="cpu", augment=False, inner_least=2)
+    recipe = training.Recipe.preset(epochs=2, scans_per_step=4, lr=3e-3, device="cpu", augment=False, inner_least=2)
     outcome = experiments.run(
         experiments.jobs([1, 5], [1.0], [0]),
         slices,

@@ -42,7 +42,7 @@ def test_the_command_adds_up_images_slices_and_hours(tmp_path, capsys):
 
 
 def test_a_rate_is_measured_where_none_is_given():
-    recipe = estimate.Recipe.corrected(device="cpu")
+    recipe = estimate.Recipe.preset(device="cpu")
     assert estimate.rate(ModelConfig("test_efficientnet", pretrained=False), 32, recipe) > 0
 
 

@@ -31,7 +31,7 @@ class TestModelCard:
             name="a network",
             data=data,
             config=asdict(SMALL),
-            recipe=asdict(Recipe.corrected(**(change or {}))),
+            recipe=asdict(Recipe.preset(**(change or {}))),
             parameters=12345,
             preprocessing=asdict(preprocess.Params()),
             scored=scoring.mean_over_seeds(main),
@@ -73,7 +73,7 @@ class TestModelCard:
             aggregation="mean",
             data=data,
             config=asdict(SMALL),
-            recipe=asdict(Recipe.corrected()),
+            recipe=asdict(Recipe.preset()),
             parameters=12345,
             preprocessing=asdict(preprocess.Params()),
         )
