@@ -26,11 +26,10 @@ def score_fits(folder: str | Path) -> pd.DataFrame:
     """
     saved = pd.read_csv(Path(folder) / "saved_scores.csv", dtype={"value": str})
     saved = saved[saved["value"].str.partition(".")[2].str.len() >= 12]
-    known = pd.read_csv(Path(folder) / "score_fits.csv", dtype={"value": str}).set_index(["metric", "value"])
-    rows = []
+    known = pd.read_csv(Path(folder) / "score_fits.csv", dtype={"value": str}).set_index(["metric", "value"])[FITS]
+    known, rows = known.to_dict("index"), []
     for run, metric, text in saved[["run", "metric", "value"]].itertuples(index=False):
-        stored = (metric, text) in known.index
-        fit = known.loc[(metric, text), FITS].to_dict() if stored else score_fit(metric, text, follow_up(run))
+        fit = known.get((metric, text)) or score_fit(metric, text, follow_up(run))
         rows.append({"run": run, "metric": metric, "value": text, **fit})
     table = pd.DataFrame(rows, columns=["run", "metric", "value", *FITS])
     return table.astype(dict.fromkeys(FITS[:6], "Int64") | dict.fromkeys(FITS[6:], float))

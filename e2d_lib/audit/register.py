@@ -36,7 +36,7 @@ def register(
 
     checked: "recomputed" or "cited". holds: True, False, or <NA> where undecided or cited. result: what the check
     found. effect: all effects in words; metric, value, low, high: the first one as numbers (those in ``effects`` lead).
-    Raises ValueError for effects of an unknown id or without the columns.
+    Raises ValueError for effects of an unknown id.
     """
     inputs, given, rows = Inputs(Path(published), cohort, rng), _given(effects), []
     for entry in ENTRIES:
@@ -63,9 +63,6 @@ def _given(effects: pd.DataFrame | None) -> dict[str, list[Effect]]:
     """Effects that came from outside, by id."""
     if effects is None:
         return {}
-    needed = ["id", "metric", "value", "low", "high"]
-    if missing := [name for name in needed if name not in effects]:
-        raise ValueError(f"effects lack the columns {missing}; they need {needed}")
     if unknown := sorted(set(effects["id"]) - {entry["id"] for entry in ENTRIES}):
         raise ValueError(f"effects of ids that the register lacks: {', '.join(map(str, unknown))}")
     columns = effects.columns.intersection(Effect._fields)

@@ -1,6 +1,7 @@
 """Windows, draws, and what reaches the network of them: entries B, C and D of the register."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import gaussian_kde
@@ -127,11 +128,7 @@ def _drawn_once(given: Inputs):
 
 @check("C7")
 def _singular(given: Inputs):
-    try:
-        gaussian_kde(np.full(N_SAMPLES, 1000.0))
-        raised = False
-    except np.linalg.LinAlgError:
-        raised = True
+    raised = _raises(np.linalg.LinAlgError, gaussian_kde, np.full(N_SAMPLES, 1000.0))
     yield raised, {"does": "raises LinAlgError" if raised else "does not fail"}
 
     yield share_of("windows of equal areas", [np.ptp(areas) == 0 for areas in given.scans["kept"]])
@@ -163,12 +160,8 @@ def _label_of_seven(given: Inputs):
     from sklearn.metrics import f1_score, roc_auc_score
 
     label = sum([1] * 7 + [0]) / N_SAMPLES
-    raised = []
-    for name, score in (("f1_score", f1_score), ("roc_auc_score", roc_auc_score)):
-        try:
-            score(np.array([0.0, 1.0, label]), np.array([0.0, 1.0, 1.0]))
-        except ValueError:
-            raised.append(name)
+    truth, called = np.array([0.0, 1.0, label]), np.array([0.0, 1.0, 1.0])
+    raised = [score.__name__ for score in (f1_score, roc_auc_score) if _raises(ValueError, score, truth, called)]
     scans = given.saved(f"label == 1 and width > {N_SAMPLES}", "drawn_7")["train"]
     facts = {"label": label, "raised": " and ".join(raised) or "neither", "scans": scans}
     yield len(raised) == 2 and scans == 1, facts
@@ -190,6 +183,14 @@ def _eight_slices(given: Inputs):
     yield window == (0, 4), {"window": window, "longest": longest}
 
     yield share_of("scans with an uncut window of 8 or fewer", given.scans["kept"].map(len) <= N_SAMPLES)
+
+
+def _raises(error: type[Exception], function: Callable, *arguments: np.ndarray) -> bool:
+    try:
+        function(*arguments)
+    except error:
+        return True
+    return False
 
 
 def _by_split(counts: dict[str, list[int]]) -> list[dict]:

@@ -65,14 +65,11 @@ def _more_than_half(given: Inputs):
 def _cut_off_not_rounded(given: Inputs):
     cells = reduction.check_published(given.table.reset_index(), given.outputs.reset_index())
     sound = cells[~cells["row"].isin(["(T+V) Positive", "Testing"])]
-    plain = dict(zip(reduction.DECIMALS, reduction.OUTPUTS[1:], strict=False))  # the areas and the lengths
-    unit = {"area_before_k": 1e3, "area_after_k": 1e3}
-    sides = [
-        (printed, round(float(given.outputs.loc[row, plain[name]]) / unit.get(name, 1), reduction.DECIMALS[name]))
-        for row, name, printed in sound[["row", "quantity", "published"]].itertuples(index=False)
-        if name in plain
-    ]
-    rounded = sum(abs(printed - value) > 1e-9 for printed, value in sides)
+    values = given.outputs.rename(columns=dict(zip(reduction.OUTPUTS[1:], reduction.DECIMALS, strict=False)))
+    values[["area_before_k", "area_after_k"]] /= 1e3
+    sides = sound[sound["quantity"].isin(values)].set_index(["row", "quantity"])["published"]
+    off = {cell: abs(sides[cell] - round(values.loc[cell], reduction.DECIMALS[cell[1]])) for cell in sides.index}
+    rounded = sum(by > 1e-9 for by in off.values())
     ratio = given.outputs.loc["Training"]
     facts = {"agree": int(sound["agrees"].sum()), "sound": len(sound), "rounded": rounded, "sides": len(sides)}
     facts |= {"mean": ratio["area_delta_mean_of_ratios"], "ratio": 1 - ratio["area_after"] / ratio["area_before"]}

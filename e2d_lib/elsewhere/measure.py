@@ -74,15 +74,13 @@ def measure(volumes: Mapping[str, Volume], views: Sequence[str], *, n_jobs: int 
                 if scan.status == "excluded":
                     raise VolumeError(f"{scan.scan_id}, {view}: {scan.reason}")
                 table = tables[scan.scan_id]
-                boxed = (table["row1"] - table["row0"]) * (table["col1"] - table["col0"])
                 kept = _kept(volumes[scan.scan_id].lung_slices(view), table, scan.start, scan.stop)
                 head = {"volume": scan.scan_id, "view": view, "n_slices": scan.n_slices}
-                head |= {"start": scan.start, "stop": scan.stop, **reduced.loc[scan.scan_id]}
-                head["uncropped"] = float((boxed == table["height"] * table["width"]).mean())
-                rows.append(head | kept | {"breaks": breaks(head | kept), "warning": scan.reason})
-    by_volume = {"by": "volume", "key": lambda names: names.map(list(volumes).index)}
-    table = pd.DataFrame(rows).sort_values(**by_volume, kind="stable", ignore_index=True)
-    return Measured(table, pd.concat(slices, ignore_index=True))
+                row = head | {"start": scan.start, "stop": scan.stop, **reduced.loc[scan.scan_id]} | kept
+                rows.append(row | {"breaks": breaks(row), "warning": scan.reason})
+    place = list(volumes).index
+    table = pd.DataFrame(rows).sort_values("volume", key=lambda names: names.map(place), kind="stable")
+    return Measured(table.reset_index(drop=True), pd.concat(slices, ignore_index=True))
 
 
 def _kept(lung: np.ndarray, slices: pd.DataFrame, start: int, stop: int) -> dict[str, float]:
@@ -90,10 +88,12 @@ def _kept(lung: np.ndarray, slices: pd.DataFrame, start: int, stop: int) -> dict
     true, areas = lung.sum((1, 2)), slices["area"].to_numpy()
     boxes = slices[["row0", "row1", "col0", "col1"]].to_numpy()
     cropped = np.array([part[a:b, c:d].sum() for part, (a, b, c, d) in zip(lung, boxes, strict=True)])
+    whole = slices["height"] * slices["width"] == (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
     best = slice(*ssfl.slice_window(true, (stop - start) / len(true)))
     total, most = (part.sum() or np.nan for part in (true, true[best]))  # without lung no share is defined
     varies = len(true) > 1 and true.std() > 0 and areas.std() > 0
     return {
+        "uncropped": float(whole.mean()),
         "lung_in_crop": cropped.sum() / total,
         "lung_in_window": true[start:stop].sum() / total,
         "of_best": true[start:stop].sum() / most,

@@ -228,17 +228,13 @@ def cut_through_lungs(volume: Volume, rng: np.random.Generator) -> Volume:
     return volume.part(np.s_[:], np.s_[:], np.s_[: (z.start + z.stop) // 2])
 
 
-FAILURES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
-    make.__name__.replace("_", " "): make
-    for make in (
-        *(prone, upside_down, thick_table, metal, small_circle, close_crop, soft_tissue_window, not_hounsfield),
-        *(low_dose, white_lung, dense_lungs, thick_slices, coarse_pixels, cut_through_lungs),
-    )
-}
-"""What could go wrong, by name; the lungs go with the volume."""
-
 WHY = {name.replace("_", " "): why for name, why in io.shipped("e2d_lib.elsewhere", "failures.yaml").items()}
-"""What of the method should then act."""
+"""What of the method should act where a volume is spoilt, by the way's name."""
+
+FAILURES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
+    name: globals()[name.replace(" ", "_")] for name in WHY
+}
+"""What could go wrong, by name: the functions above; the lungs go with the volume."""
 
 
 def spoilt(volume: Volume, *, seed: int = 0) -> dict[str, Volume]:

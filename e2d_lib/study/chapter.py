@@ -83,10 +83,7 @@ def _git_state() -> dict[str, Any] | None:
         run = lambda *args: subprocess.run(  # noqa: E731
             [*plain, *args], cwd=root(), capture_output=True, text=True, check=True, timeout=20
         ).stdout.strip()
-        return {
-            "commit": run("rev-parse", "HEAD"),
-            "changed_files": len(run("status", "--porcelain").splitlines()),
-        }
+        return {"commit": run("rev-parse", "HEAD"), "changed_files": len(run("status", "--porcelain").splitlines())}
     except (OSError, subprocess.SubprocessError):
         return None  # not a checkout, or no git
 
@@ -216,7 +213,7 @@ class Chapter(RunFolder):
         another type than the declared one, or out of its range, and for an injected name that is not declared.
         """
         notebook = Notebook.of_chapter(name)
-        return cls(name, notebook.values(namespace, _cells_run() or []), notebook)
+        return cls(name, notebook.values(namespace, _cells_run()), notebook)
 
     def require(self, condition: bool, reason: str) -> None:
         """Stop the chapter, as not applicable to these data, unless ``condition`` holds."""
@@ -346,9 +343,9 @@ class Chapter(RunFolder):
         io.write_json(self.dir / DONE, done | {"result": io.digest(recipe)})
 
 
-def _cells_run() -> list[str] | None:
-    """The sources of the cells that this kernel has run, in order; None outside a notebook."""
+def _cells_run() -> list[str]:
+    """The sources of the cells that this kernel has run, in order; none outside a notebook."""
     from IPython import get_ipython
 
     shell = get_ipython()
-    return None if shell is None else list(shell.history_manager.input_hist_raw)
+    return list(shell.history_manager.input_hist_raw) if shell else []

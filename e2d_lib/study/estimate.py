@@ -31,10 +31,8 @@ def cards(config: ModelConfig, images: int, size: int, slices: int) -> pd.DataFr
         left = room - stays * slices * size * size
         at_once = memory.fitting(config, images, size, torch.bfloat16, left)
         advice = "nothing" if at_once == images else f"micro_batch={at_once} (chosen by itself)"
-        rows.append(
-            {"card": f"{card} GB", "slices": "on it" if stays else "on disk", "at once": at_once, "set": advice}
-        )
-    return pd.DataFrame(rows)
+        rows.append((f"{card} GB", "on it" if stays else "on disk", at_once, advice))
+    return pd.DataFrame(rows, columns=["card", "slices", "at once", "set"])
 
 
 def rate(config: ModelConfig, size: int, recipe: Recipe) -> float:

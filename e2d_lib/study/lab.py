@@ -4,6 +4,7 @@ An IPython extension, which ``make env`` has every kernel of the environment loa
 after a restart the first cell that is run may be one that imports nothing. And a hook of Jupyter's server.
 """
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -46,16 +47,14 @@ def sentence(error: BaseException, source: str) -> str | None:
 
 def _chapter(source: str) -> list[str] | None:
     """The stored code cells of the chapter that is open, or else of one that has the cell ``source``."""
-    from e2d_lib.study.notebook import StudyError, notebooks, stored_cells
+    from e2d_lib.study.notebook import notebooks, stored_cells
 
     opened = Path(os.environ.get("JPY_SESSION_NAME", "")).stem  # set by Jupyter's server
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a notebook that is none, or no chapters
         for notebook in notebooks():
             code = [cell.source.strip() for cell in stored_cells(notebook.path) if cell.kind == "code"]
             if notebook.name == opened or source.strip() in code:
                 return code
-    except (StudyError, OSError, ValueError):
-        pass
     return None
 
 

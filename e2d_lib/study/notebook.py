@@ -131,14 +131,14 @@ class Notebook:
         values = {name: value for name, value in parameters.items() if name != "run_dir"}
         return io.digest([self._cells, values, library_hash()])
 
-    def was_run(self, cells: list[str] | None, *, last: bool) -> bool:
+    def was_run(self, cells: list[str], *, last: bool) -> bool:
         """Whether ``cells``, sources in the order they were run, end as this notebook does from its opening cell on.
 
         last: up to its last cell. A cell that was changed, left out, added or run twice makes it another notebook.
         """
         stored = [source.strip() for kind, source in self._cells if kind == "code"]
         first = next((i for i, source in enumerate(stored) if "Chapter.open(" in source), len(stored))
-        ran = [source.strip() for source in cells or []]
+        ran = [source.strip() for source in cells]
         opened = [i for i, source in enumerate(ran) if source in stored[first : first + 1]]
         since = ran[opened[-1] :] if opened else []
         return bool(since) and since == (stored[first:] if last else stored[first : first + len(since)])

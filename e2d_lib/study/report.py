@@ -49,11 +49,9 @@ def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
     title, _, opening = cells[0].source.lstrip("# ").partition("\n")
     question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", opening, re.DOTALL)
     last = next((i for i, cell in enumerate(cells) if cell.source.strip() == "## Answer"), len(cells))
-    number = title.partition(" ")[0]
+    number, _, heading = map(str.strip, title.partition("·"))
     figures: list[dict[str, Any]] = []
-    blocks = [("text", markdown(opening))]
-    heading = title.partition("·")[2].strip()
-    prose = ""
+    blocks, prose = [("text", markdown(opening))], ""
     for cell in cells[1:last]:
         if cell.cell_type == "markdown":
             head = re.match(r"#+ (.+)\n?", cell.source)

@@ -336,14 +336,10 @@ def given_parameters(profile: str, data_root: str, out: str) -> dict[str, str]:
 
     Paths on the command line mean the working directory, as everywhere; in parameters they mean the study's `root`.
     """
-    stem = Path(profile).stem
-    default = f"results/{stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
-    run_dir = _from_root(out) if out else default
-    return {"run_dir": run_dir, **({"data_root": _from_root(data_root)} if data_root else {})}
-
-
-def _from_root(path: str) -> str:
-    return shown(os.path.abspath(Path(path).expanduser()), root())
+    paths = {"run_dir": out, "data_root": data_root}
+    given = {name: shown(os.path.abspath(Path(path).expanduser()), root()) for name, path in paths.items() if path}
+    default = f"results/{Path(profile).stem}" + (f"-{Path(data_root).resolve().stem}" if data_root else "")
+    return {"run_dir": default} | given
 
 
 def check_data(parameters: Mapping[str, Mapping[str, Any]], profile: Mapping[str, Any]) -> None:

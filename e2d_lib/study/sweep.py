@@ -46,7 +46,6 @@ class Grid:
     base: dict[str, Any] = field(default_factory=dict)
     baseline: str = ""
     against: dict[str, str] = field(default_factory=dict)
-    description: str = ""
 
 
 def cell_name(values: Mapping[str, Any]) -> str:
@@ -83,10 +82,9 @@ def _grid(name: str, content: Any, where: str) -> Grid:
     if unknown := sorted(map(str, content.keys() - known)):
         raise runner.StudyError(f"{where}: a grid has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
     try:
-        combinations = list(ParameterGrid(content["grid"])) if "grid" in content else []
+        cells = {cell_name(values): values for values in ParameterGrid(content.get("grid", []))}
     except (TypeError, ValueError) as error:
         raise runner.StudyError(f"{where}: 'grid' maps names to lists of values: {error}") from None
-    cells = {cell_name(values): values for values in combinations}
     cells |= {str(key): dict(values or {}) for key, values in (content.get("cells") or {}).items()}
     baseline = content.get("baseline") or next(iter(cells))
     if isinstance(baseline, dict):
@@ -94,7 +92,7 @@ def _grid(name: str, content: Any, where: str) -> Grid:
     against = {str(key): str(value) for key, value in (content.get("against") or {}).items()}
     if unknown := sorted({baseline, *against, *against.values()} - cells.keys()):
         raise runner.StudyError(f"{where}: no cell {unknown[0]!r}; there are {', '.join(cells)}")
-    return Grid(name, cells, content.get("base") or {}, baseline, against, content.get("description") or "")
+    return Grid(name, cells, content.get("base") or {}, baseline, against)
 
 
 def run(
@@ -123,25 +121,23 @@ def run(
     folder = study.dir / ABLATIONS / grid.name
     say(f"{grid.name} -> {shown(folder)}: {len(runs)} cells")
     runner.run(profile, only=NEEDED, dry_run=dry_run, progress=False, say=say, **asked)
-    todo = [name for name, one in runs.items() if not one.current(one.chapter(NOTEBOOK))]
+    todo = {name: one for name, one in runs.items() if not one.current(one.chapter(NOTEBOOK))}
     if dry_run:
         for name in runs:
             say(f"{name}: {'would run' if name in todo else 'up to date'}")
         return pd.DataFrame()
-    items = [(name, runs[name]) for name in todo]
-    failed = {}
-    n_jobs = processes(n_jobs, len(todo))
-    done = parallel.unordered(_cell, items, n_jobs=n_jobs, scheduler=scheduler, alone=0)
+    failed, n_jobs = [], processes(n_jobs, len(todo))
+    done = parallel.unordered(_cell, todo.items(), n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
             if error:
-                failed[name] = error
+                failed.append(error)
             bar.set_postfix_str(f"{name}{': failed' if error else ''}", refresh=False)
             bar.update()
     finished = sorted(io.read_json(path)["result"] for path in folder.parent.glob(f"*/*/{DONE}"))
     io.write_json(folder.parent / DONE, {"result": io.digest(finished)})
     if failed:
-        raise runner.ChapterFailed(f"{len(failed)} of {len(runs)} cells failed: " + "; ".join(failed.values()))
+        raise runner.ChapterFailed(f"{len(failed)} of {len(runs)} cells failed: " + "; ".join(failed))
     return compare([folder / name for name in runs], folder, baseline=grid.baseline, against=grid.against)
 
 

@@ -43,9 +43,8 @@ class Viewed:
     def __post_init__(self):
         self.measured = [ssfl.measure(image, area_on=self.params.area_on) for image in self.images]
         self.areas = np.array([found.area for found in self.measured], int)
-        self.start, self.stop, self.drawn = 0, 0, np.array([], int)
-        if len(self.areas):
-            self.start, self.stop = ssfl.slice_window(self.areas, self.params.fraction, self.params.trim)
+        self.start, self.stop = ssfl.slice_window(self.areas, self.params.fraction, self.params.trim)
+        self.drawn = np.array([], int)
         if self.stop > self.start:
             options = {"n_samples": 8, "n_intervals": 4, "rng": 0, **self.kds_options}
             self.drawn = self.start + kds.sample(self.areas[self.start : self.stop], **options)

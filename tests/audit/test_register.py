@@ -333,16 +333,9 @@ class TestFromOutside:
         assert table.loc["A1", "effect"] == "macro F1 0.5 [-0.05, 0.01]; share 25.0% [20.0%, 30.0%]"
         assert table.loc["A1", "value"] == 0.5
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ({"effects": OUTSIDE.assign(id="Z9")}, "register lacks: Z9"),
-            ({"effects": OUTSIDE.drop(columns="low")}, r"lack the columns \['low'\]"),
-        ],
-    )
-    def test_what_does_not_fit_is_refused(self, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            register.register(PUBLISHED, rng=np.random.default_rng(0), **arguments)
+    def test_an_effect_of_no_entry_is_refused(self):
+        with pytest.raises(ValueError, match="register lacks: Z9"):
+            register.register(PUBLISHED, rng=np.random.default_rng(0), effects=self.OUTSIDE.assign(id="Z9"))
 
 
 class TestStoredFits:

@@ -69,7 +69,7 @@ class TestGrid:
         chapters = runner.notebooks()
         for cell, values in grid.cells.items():
             runner.plan(chapters, ("base", {sweep.NOTEBOOK: grid.base}), (cell, {sweep.NOTEBOOK: values}))
-        assert grid.baseline in grid.cells and grid.description
+        assert grid.baseline in grid.cells and runner.load_yaml("grid", name)[1]["description"]
         assert len(set(grid.base["seeds"])) >= 5  # each trains for a conclusion
 
     def test_sampler_grid_is_the_paper_s(self):
