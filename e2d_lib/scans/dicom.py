@@ -343,7 +343,7 @@ def _passes(headers: list[_Header]) -> list[list[_Header]]:
     """Runs of headers, by InstanceNumber, in which the position rises or falls throughout; one unless all are long."""
     order = sorted(headers, key=lambda h: h.number or 0)
     steps = np.sign(np.diff([_position(h) for h in order]))
-    turns = np.flatnonzero(steps == -steps[0]) + 1
+    turns = np.flatnonzero(steps == -steps[:1]) + 1
     runs = [order[a:b] for a, b in zip([0, *turns], [*turns, len(order)], strict=True)]
     return runs if all(len(run) >= 5 for run in runs) else [headers]
 

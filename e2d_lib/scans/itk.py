@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, short
+from e2d_lib.scans.findings import Notes, Reason, Scan, SliceError, printable, short
 from e2d_lib.scans.formats import only_file
 from e2d_lib.scans.volume import volume_scan
 
@@ -16,6 +16,8 @@ def open_itk(notes: Notes, path: str, view: str) -> Scan:
         import SimpleITK as sitk  # 262 MB, not in the light install
     except ImportError:
         raise SliceError(f"{Reason.NO_READER}: {INSTALL}") from None
+    if printable(path) != path:  # SimpleITK would end the process
+        raise SliceError(f"{Reason.UNREADABLE}: a path that is not UTF-8, which SimpleITK does not take; rename it")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what it has to say comes as an error, or is in the header
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)

@@ -332,6 +332,15 @@ class TestOtherVolumes:
         (finding,) = open_scan(read_cohort(tmp_path).loc[0]).findings
         assert finding.outcome == "excluded" and 'pip install "e2d-study[formats]"' in finding.reason
 
+    def test_a_folder_named_in_latin_1_is_told(self, tmp_path):
+        pytest.importorskip("SimpleITK")
+        folder = os.fsencode(tmp_path) + b"/caf\xe9"
+        os.mkdir(folder)
+        with open(folder + b"/v.mha", "wb") as file:
+            file.write(b"x")
+        (finding,) = open_scan(read_cohort(tmp_path).loc[0]).findings
+        assert finding.outcome == "excluded" and finding.reason.startswith("unreadable: a path that is not UTF-8")
+
     def test_unknown_formats_are_named(self, tmp_path):
         write_nifti(tmp_path / "a.nii", RAS)
         (tmp_path / "b.tif").write_bytes(b"x")

@@ -360,6 +360,13 @@ DICOM_DIRT = {
 }
 
 
+def test_two_slices_of_two_orientations(tmp_path):
+    dicom(tmp_path / "0.dcm", z=0, number=1)
+    dicom(tmp_path / "1.dcm", z=4, number=2, ImageOrientationPatient=[1, 0, 0, 0, 0.8, -0.6])  # tilted
+    scan = opened(tmp_path)
+    assert scan.names == ("0.dcm",) and outcomes(scan) == {("1.dcm", "excluded", Reason.OTHER_ORIENTATION)}
+
+
 def strip(path: Path, tag: str) -> None:
     ds = pydicom.dcmread(path)
     delattr(ds, tag)
