@@ -66,11 +66,10 @@ def _largest_never_drawn(given: Inputs):
         [np.mean([areas[draw].max() == areas.max() for draw in draws[which]]) for areas, *draws in given.drawn]
         for which in (0, 1)
     )
-    came, n = sum(released) * checks.DRAWS, len(given.drawn)
-    yield (
-        max(released) == 0 and max(corrected) > 0,
-        {"draws": checks.DRAWS, "windows": n, "came": came, "all": checks.DRAWS * n, "corrected": np.mean(corrected)},
-    )
+    n, times = len(given.drawn), checks.DRAWS
+    facts = {"draws": times, "windows": n, "came": sum(released) * times, "all": times * n}
+    facts["corrected"] = np.mean(corrected)
+    yield max(released) == 0 and max(corrected) > 0, facts
 
     lost = [int((areas == areas.max()).sum()) for areas, _, _ in given.drawn]
     yield mean_of("draws that hold the largest area, corrected", corrected, given.rng, "share")
@@ -115,15 +114,14 @@ def _short_windows(given: Inputs):
 
 @check("C5")
 def _drawn_once(given: Inputs):
-    if given.cohort is None or not given.drawn:
-        yield None, "read in the released files; its effect needs a cohort"
-        return
-    yield None, "read in the released files; the effect is measured"
+    measured = given.cohort is not None and len(given.drawn) > 0
+    yield None, f"read in the released files; {'the effect is measured' if measured else 'its effect needs a cohort'}"
 
-    once = [len(np.unique(released[0])) / len(areas) for areas, released, _ in given.drawn]
-    anew = [len(np.unique(np.concatenate(draws))) / len(areas) for areas, _, draws in given.drawn]
-    yield mean_of("slices of a window ever seen, drawn once", once, given.rng, "share")
-    yield mean_of(f"the same, drawn anew in {checks.EPOCHS} epochs", anew, given.rng, "share")
+    if measured:
+        once = [len(np.unique(released[0])) / len(areas) for areas, released, _ in given.drawn]
+        anew = [len(np.unique(np.concatenate(draws))) / len(areas) for areas, _, draws in given.drawn]
+        yield mean_of("slices of a window ever seen, drawn once", once, given.rng, "share")
+        yield mean_of(f"the same, drawn anew in {checks.EPOCHS} epochs", anew, given.rng, "share")
 
 
 @check("C7")

@@ -24,7 +24,7 @@ from e2d_lib.study import report, summary
 from e2d_lib.study.chapter import DONE, RunFolder, environment, record
 from e2d_lib.study.notebook import DATA_CHAPTER, Notebook, StudyError, checked, hint, notebooks, resolve, root, shown
 
-ABOUT = ("description", "minutes", "first")  # what a profile says besides parameters
+ABOUT = {"description", "minutes", "first"}  # what a profile says besides parameters
 HEARTBEAT = 60.0  # seconds between two lines of a chapter that no terminal shows a bar for
 
 
@@ -38,10 +38,8 @@ def load_yaml(kind: str, source: str | Path, folder: str | Path = "notebooks") -
     if path.suffix not in (".yaml", ".yml"):
         path = resolve(folder) / f"{kind}s" / f"{source}.yaml"
     if not path.is_file():
-        known = sorted(p.stem for p in (resolve(folder) / f"{kind}s").glob("*.yaml"))
-        raise StudyError(
-            f"no {kind} {str(source)!r}: the shipped ones are {', '.join(known)}; or give a path to a YAML file"
-        )
+        known = ", ".join(sorted(p.stem for p in (resolve(folder) / f"{kind}s").glob("*.yaml")))
+        raise StudyError(f"no {kind} {str(source)!r}: the shipped ones are {known}; or give a path to a YAML file")
     try:
         return path, yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -52,9 +50,7 @@ def load_profile(profile: str | Path, folder: str | Path = "notebooks") -> dict[
     """A profile by name (``profiles/<name>.yaml`` beside the notebooks) or by path."""
     path, content = load_yaml("profile", profile, folder)
     content = content or {}
-    if not isinstance(content, dict) or not all(
-        isinstance(value, dict) for key, value in content.items() if key not in ABOUT
-    ):
+    if not isinstance(content, dict) or not all(isinstance(content[key], dict) for key in content.keys() - ABOUT):
         raise StudyError(f"{path}: a profile maps 'all' and chapter names to parameters")
     if not isinstance(minutes := content.get("minutes", 1), int | float) or not minutes > 0:
         raise StudyError(f"{path}: minutes is {minutes!r}; expected a number above 0")
@@ -77,7 +73,7 @@ def parse_assignments(assignments: Iterable[str], option: str = "-p") -> dict[st
         except yaml.YAMLError:
             raise StudyError(f"{option} {item!r}: the value is not YAML") from None
         chapter, dot, short = name.rpartition(".")
-        found.setdefault(chapter if dot else "all", {})[short if dot else name] = value
+        found.setdefault(chapter if dot else "all", {})[short] = value
     return found
 
 

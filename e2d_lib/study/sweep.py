@@ -127,7 +127,7 @@ def run(
             say(f"{name}: {'would run' if name in todo else 'up to date'}")
         return pd.DataFrame()
     failed, n_jobs = [], processes(n_jobs, len(todo))
-    done = parallel.unordered(_cell, todo.items(), n_jobs=n_jobs, scheduler=scheduler, alone=0)
+    done = parallel.unordered(_cell, list(todo.items()), n_jobs=n_jobs, scheduler=scheduler, alone=0)
     with progress.bar(total=len(runs), initial=len(runs) - len(todo), desc=grid.name, unit="cell") as bar:
         for name, error in done:
             if error:

@@ -111,7 +111,7 @@ def test_cells_run_once_and_are_compared(project, capsys):
     state = Path("results/small/ablations/done.json").read_text()
     assert e2d("scales") == 0
     assert ran() == ["1", "2.5"]  # up to date
-    assert e2d("-g", "scale=2.5,4") == 0
+    assert cli.main(["sweep", "--profile", "small", "--jobs", "2", "-g", "scale=2.5,4"]) == 0  # two cells at a time
     assert ran() == ["1", "2.5", "2.5", "4"]  # another sweep has its own folder
     assert Path("results/small/ablations/done.json").read_text() != state
     capsys.readouterr()
