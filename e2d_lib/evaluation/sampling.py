@@ -14,7 +14,7 @@ From this the measures in `EXACT` follow in closed form; those in `ESTIMATED` ar
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -246,8 +246,8 @@ def quality(
                 "cut them with phantom.lesions.of_windows"
             )
         sd = float(areas.std()) or 1.0
-        # The mean is taken off before squares are summed: areas are large beside their differences.
         marked = bearing if bearing.any() else np.full(n, np.nan)
+        # The mean is taken off before squares are summed: areas are large beside their differences.
         values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, marked])
         for setting in settings:
             key = {name: setting[name] for name in SETTING}
@@ -277,12 +277,7 @@ def summary(
     two. n: scans that have the measure; a measure that no scan has is left out.
     """
     boot = _intervals(rng, n_boot)
-    rows = []
-    for key, part in quality.groupby(SETTING, sort=False, dropna=False):
-        for measure in measures:
-            values, of = _known(part, part[measure])
-            if len(values):
-                rows.append((*key, measure, values.mean(), *boot(values, of), len(values)))
+    rows = [(*key, values.mean(), *boot(values, of), len(values)) for key, values, of in _known(quality, measures)]
     return pd.DataFrame(rows, columns=[*SETTING, "measure", "value", "low", "high", "n"]).astype(
         {"n_intervals": "Int64"}
     )
@@ -317,20 +312,17 @@ def paired(
     both = others.merge(base, on=["scan_id", "n_samples"], suffixes=("", "_base"), validate="many_to_many")
     own, theirs = both["n_intervals"], both["n_intervals_base"]
     both = both[own.isna() | theirs.isna() | own.eq(theirs).fillna(False)]
-    both = both.assign(n_intervals=both["n_intervals"].fillna(both["n_intervals_base"]))
+    less = {measure: both[measure] - both[f"{measure}_base"] for measure in measures}
+    both = both.assign(n_intervals=both["n_intervals"].fillna(both["n_intervals_base"]), **less)
     boot = _intervals(rng, n_boot)
     rows = []
-    for key, part in both.groupby(SETTING, sort=False, dropna=False):
-        for measure in measures:
-            values, of = _known(part, part[measure] - part[f"{measure}_base"])
-            if not len(values):
-                continue
-            values = np.where(np.abs(values) > 1e-12, values, 0.0)  # equal probabilities, rounded along other ways
-            own = np.bincount(of, values) / np.bincount(of)
-            differ = own[np.abs(own) > 1e-12]
-            p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
-            seen = metrics.detectable(_error(values, of))
-            rows.append((*key, measure, values.mean(), *boot(values, of), p_value, seen, len(values), len(differ)))
+    for key, values, of in _known(both, measures):
+        values = np.where(np.abs(values) > 1e-12, values, 0.0)  # equal probabilities, rounded along other ways
+        own = np.bincount(of, values) / np.bincount(of)
+        differ = own[np.abs(own) > 1e-12]
+        p_value = float(wilcoxon(differ).pvalue) if len(differ) else 1.0
+        seen = metrics.detectable(_error(values, of))
+        rows.append((*key, values.mean(), *boot(values, of), p_value, seen, len(values), len(differ)))
     columns = [*SETTING, "measure", "difference", "low", "high", "p_value", "detectable", "n", "n_differ"]
     table = pd.DataFrame(rows, columns=columns).astype({"n_intervals": "Int64"})
     table.insert(1, "baseline", baseline)
@@ -338,10 +330,19 @@ def paired(
     return table
 
 
-def _known(scans: pd.DataFrame, values: pd.Series) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The scans' values that are there, (n,), and the number of each one's patient."""
-    known = values.notna().to_numpy()
-    return values.to_numpy()[known], pd.factorize(patient_of(scans)[known])[0]
+def _known(
+    table: pd.DataFrame, measures: Sequence[str]
+) -> Iterator[tuple[tuple[Any, ...], NDArray[np.float64], NDArray[np.int64]]]:
+    """Of each setting and measure: both, the scans' values that are there, (n,), and the number of each one's patient.
+
+    A measure that no scan has is left out.
+    """
+    for key, part in table.groupby(SETTING, sort=False, dropna=False):
+        patients = patient_of(part)
+        for measure in measures:
+            known = part[measure].notna().to_numpy()
+            if known.any():
+                yield (*key, measure), part[measure].to_numpy()[known], pd.factorize(patients[known])[0]
 
 
 def _error(values: NDArray[np.float64], of: NDArray[np.int64]) -> float:
