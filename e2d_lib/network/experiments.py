@@ -113,7 +113,7 @@ def run(
             io.write_json(folder / TRAINED_ON, {"data": data, "scans": len(train), "positive": positive})
         predictions, held = [fit.predictions.assign(part="valid")], len(fit.inner) if fit.inner else 0
         if fit.inner:
-            inner = training.predict(fit.model, fit.inner, recipe=own, device=own.device)
+            inner = training.predict(fit.model, fit.inner, recipe=own)
             predictions.append(inner.assign(part="inner"))
         counts = {"train": len(train) - held, "inner": held, "valid": len(valid), "epoch": fit.epoch}
         counts["epoch_by"] = fit.epoch_by

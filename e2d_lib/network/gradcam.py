@@ -97,6 +97,5 @@ def of_checkpoints(
         differing = ", ".join(f"{key}={theirs[key]!r}, not {ours[key]!r}" for key in theirs if theirs[key] != ours[key])
         raise CheckpointError(f"{checkpoints[0]} was trained on slices made with {differing}: preprocess them that way")
     images = np.stack([np.asarray(done.pixels(scan_id)[index]) for scan_id, index in slices])
-    place = str(training.resolve_device(device))
-    nets = (training.load(checkpoint, device=place)[0] for checkpoint in checkpoints)
+    nets = (training.load(checkpoint, device=device)[0] for checkpoint in checkpoints)
     return np.mean([heat_maps(net, images, toward) for net in nets], axis=0)

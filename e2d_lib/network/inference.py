@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from e2d_lib.network.checkpoint import load
-from e2d_lib.network.device import autocast, precision, resolve_device
+from e2d_lib.network.device import autocast, precision
 from e2d_lib.network.model import E2D
 from e2d_lib.network.recipe import Recipe
 from e2d_lib.network.slices import Plan, ScanSlices, batches, plan
@@ -21,23 +21,16 @@ def predict(
     *,
     recipe: Recipe | None = None,
     draws: int = 1,
-    device: str | None = None,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """Slice-level predictions: scan_id, draw, index (position in the window, -1 blank), logit, probability, label.
 
     model: a network, or the path of a checkpoint, whose recipe is then the default. draws: how often to draw a scan's
     slices. label is -1 where the class is unknown. A recipe that draws once (released) sees the same slices in every
-    draw. device: by default a network's own, and "auto" for a checkpoint. A scan's rows do not depend on the other
-    scans.
+    draw. device: of a checkpoint's network; another stays on its own. A scan's rows do not depend on the other scans.
     """
-    if isinstance(model, E2D):
-        net, stored = model, Recipe.preset()
-        place = resolve_device(device) if device else next(net.parameters()).device
-    else:
-        net, stored = load(model)
-        place = resolve_device(device or "auto")
-    net.to(place)
-    recipe = recipe or stored
+    net, stored = (model, Recipe.preset()) if isinstance(model, E2D) else load(model, device=device)
+    recipe, place = recipe or stored, next(net.parameters()).device
     tables = [pd.DataFrame(columns=["scan_id", "draw", "index", "logit", "probability", "label"])]
     for turn in bar(range(draws if len(slices) else 0), desc="prediction", unit="draw"):
         what = plan(slices, np.arange(len(slices)), recipe, "score", turn)

@@ -74,7 +74,6 @@ class Fit:
     """What a run leaves: the selected network, its validation predictions, the history, the checkpoint's path."""
 
     model: E2D
-    recipe: Recipe
     history: pd.DataFrame  # epoch (from 1), lr, loss, valid_loss, valid_auc, valid_f1, and inner_* with an inner split
     predictions: pd.DataFrame  # as of predict, of the validation scans, with label and (as trained on) target
     epoch: int  # the selected one
@@ -126,12 +125,12 @@ def fit(
                     log.add_scalar(key, value, epoch)
                 shown.set_postfix({key: f"{value:.3g}" for key, value in row.items() if key != "lr"})
                 if callback:
-                    callback(run.table)
+                    callback(pd.DataFrame(run.history))
         net, _ = load(run.out_dir / SELECTED, device=str(run.device))
         found = predict(net, parts.get("valid", slices_train.subset([])), recipe=recipe)
         found["target"] = found["label"].where(found["index"] != BLANK, 0)
-    inner, chosen = parts.get("inner"), run.best["epoch"]
-    return Fit(net, recipe, run.table, found, chosen, selection(recipe, inner), run.out_dir / SELECTED, inner)
+    inner, chosen, history = parts.get("inner"), run.best["epoch"], pd.DataFrame(run.history)
+    return Fit(net, history, found, chosen, selection(recipe, inner), run.out_dir / SELECTED, inner)
 
 
 def split(train: ScanSlices, valid: ScanSlices | None, recipe: Recipe) -> dict[str, ScanSlices]:
@@ -179,7 +178,7 @@ class State:
     steps_an_epoch: int
     at_once: int  # slices in one forward and backward pass
     same: dict[str, Any]  # what makes it this run
-    history: list[dict[str, float]]
+    history: list[dict[str, float]]  # one row an epoch
     best: dict[str, Any]  # epoch and score
 
     def __post_init__(self) -> None:
@@ -194,11 +193,6 @@ class State:
 
     def rate(self, number: int) -> float:
         return learning_rate(number, self.recipe.epochs * self.steps_an_epoch, self.recipe)
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The history, one row an epoch."""
-        return pd.DataFrame(self.history)
 
     @property
     def trained_parts(self) -> dict[str, Any]:
