@@ -235,17 +235,10 @@ def finished(folder: str | Path) -> dict[str, pd.DataFrame]:
 def effects(comparison: pd.DataFrame) -> pd.DataFrame:
     """Differences as `register.register` takes them: id (how the cell's name begins), metric, value, low, high, n."""
     rows = comparison[comparison["difference"].notna()]
-    cell = rows["cell"]
-    return pd.DataFrame(
-        {
-            "id": cell.str.extract(r"^([A-Z]\d+)")[0],
-            "metric": rows["metric"].map(words.name) + ", trained both ways, " + cell + " less " + rows["baseline"],
-            "value": rows["difference"],
-            "low": rows["difference_low"],
-            "high": rows["difference_high"],
-            "n": rows["n"].astype(int),
-        }
-    ).dropna(subset="id")
+    named = rows["metric"].map(words.name) + ", trained both ways, " + rows["cell"] + " less " + rows["baseline"]
+    table = rows.assign(id=rows["cell"].str.extract(r"^([A-Z]\d+)")[0], metric=named).dropna(subset="id")
+    names = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    return table[["id", "metric", *names, "n"]].rename(columns=names).astype({"n": int})
 
 
 def _paired(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:

@@ -278,9 +278,8 @@ def summary(
     """
     boot = _intervals(rng, n_boot)
     rows = [(*key, values.mean(), *boot(values, of), len(values)) for key, values, of in _known(quality, measures)]
-    return pd.DataFrame(rows, columns=[*SETTING, "measure", "value", "low", "high", "n"]).astype(
-        {"n_intervals": "Int64"}
-    )
+    table = pd.DataFrame(rows, columns=[*SETTING, "measure", "value", "low", "high", "n"])
+    return table.astype({"n_intervals": "Int64"})
 
 
 def paired(
