@@ -76,14 +76,12 @@ def total_reduction(slices: pd.DataFrame, scans: pd.DataFrame) -> pd.DataFrame:
     """
     _require(slices, ("scan_id", "index"), "slices")
     place = slices.groupby("scan_id")["index"].rank(method="first").to_numpy() - 1  # in its scan: what windows count
-    areas = slice_reduction(slices).assign(index=place)
-    lengths = scan_reduction(scans)
     window = scans.set_index("scan_id")[["start", "stop"]].astype(np.int64)
-    joined = areas.join(window, on="scan_id")
-    inside = (joined["index"] >= joined["start"]) & (joined["index"] < joined["stop"])
-    groups = joined.assign(kept=joined["area_after"].where(inside, 0)).groupby("scan_id")
+    areas = slice_reduction(slices).join(window, on="scan_id")
+    inside = (place >= areas["start"]) & (place < areas["stop"])
+    groups = areas.assign(kept=areas["area_after"].where(inside, 0)).groupby("scan_id")
     sums = groups[["area_before", "kept"]].sum()
-    table = lengths[["scan_id", "length_delta"]].set_index("scan_id")
+    table = scan_reduction(scans).set_index("scan_id")[["length_delta"]]
     table.insert(0, "area_delta", groups["area_delta"].mean())
     table["total_delta"] = 1 - sums["kept"] / sums["area_before"]
     return table.reset_index()

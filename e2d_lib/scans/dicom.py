@@ -138,11 +138,10 @@ def dicom_scans(folder: str, names: list[str]) -> tuple[list[Series], list[tuple
     """
     names = sorted(names, key=natural_key)
     some = sorted({round(i * (len(names) - 1) / (PROBES - 1)) for i in range(PROBES)})
-    headers = [_read_header(folder, names[i]) for i in some]
-    if len({h.series for h in headers}) == 1:
-        return [_series(folder, headers, len(names))], []
-    headers = [_read_header(folder, name) for name in names]
-    series = _by_series(folder, headers)
+    headers, series = [_read_header(folder, names[i]) for i in some], {}
+    if len({h.series for h in headers}) > 1:
+        headers = [_read_header(folder, name) for name in names]
+        series = _by_series(folder, headers)
     fit = [one for one in series.values() if not one.unfit]
     if len(fit) < 2 or _one_each(headers):
         return [_series(folder, headers, len(names))], []  # opening the folder reports what else is in it
@@ -398,8 +397,7 @@ def _read_dicom(path: str) -> tuple[np.ndarray, list[str]]:
         intercept = float(ds.get("RescaleIntercept") or 0)
         if not slope or not np.isfinite([slope, intercept]).all():
             raise SliceError(f"{Reason.BAD_RESCALE}: slope {slope:g}, intercept {intercept:g}")
-        lut = "ModalityLUTSequence" in ds
-        hu = apply_modality_lut(stored, ds) if lut else stored * slope + intercept
+        hu = apply_modality_lut(stored, ds) if "ModalityLUTSequence" in ds else stored * slope + intercept
         padding = _padding(ds, stored)
     if hu.ndim != 2:
         raise SliceError(f"{Reason.UNDECODABLE}: pixels of shape {hu.shape}")

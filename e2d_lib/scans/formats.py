@@ -166,11 +166,8 @@ def listed(folder: str, kind: str, notes: Notes) -> list[str]:
     names, others = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            hidden = is_hidden(entry.name)
-            if not hidden and file_kind(entry.name) == kind:
-                names.append(entry.name)
-            elif not is_folder(entry):
-                found = not hidden and kind == "dicom" and looks_like_dicom(entry.path)
+            found = not is_hidden(entry.name) and format_of(entry.path) == kind
+            if found or not is_folder(entry):
                 (names if found else others).append(entry.name)
     for name, reason in strangers(others):
         notes.add(name, "excluded", reason)
@@ -218,14 +215,10 @@ def listening() -> Iterator[list[str]]:
             said.append(record.getMessage())
         return False
 
-    loggers = [logging.getLogger("pydicom"), logging.getLogger("nibabel.global")]
-    with _LOCK, warnings.catch_warnings(record=True) as caught:
+    with _LOCK, warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as after:
         warnings.simplefilter("always")
-        for logger in loggers:
+        for logger in (logging.getLogger("pydicom"), logging.getLogger("nibabel.global")):
             logger.addFilter(take)
-        try:
-            yield said
-        finally:
-            for logger in loggers:
-                logger.removeFilter(take)
-            said.extend(str(w.message) for w in caught)
+            after.callback(logger.removeFilter, take)
+        yield said
+        said.extend(str(w.message) for w in caught)

@@ -135,10 +135,8 @@ def _by_counter(names: list[str]) -> list[_Numbered]:
 
 
 def _note_gaps(order: list[float], notes: Notes) -> None:
-    if not order or order[-1] - order[0] == len(order) - 1:
-        return
     steps = [b - a for a, b in pairwise(order)]
-    if any(step != int(step) for step in steps):
+    if not steps or any(step != int(step) for step in steps):
         return
     step = math.gcd(*map(int, steps))
     gaps = [(int(a + step), int(b - step)) for a, b in pairwise(order) if b - a > step]

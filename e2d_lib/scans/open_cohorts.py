@@ -16,9 +16,8 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -34,8 +33,7 @@ class FetchError(ValueError):
     """What keeps a cohort from being fetched; one line that says what to do."""
 
 
-@dataclass(frozen=True)
-class OpenCohort:
+class OpenCohort(NamedTuple):
     """A cohort: its collections in the index with their label, and what is wrong with it as a test bed.
 
     site: regular expression whose group, in a patient's id, is the hospital; "" where ids do not tell. mask:
@@ -111,8 +109,7 @@ def listing(index: str | Path | None = None) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """series: a row a patient, of the index, with label, source, scan_id, mask (url or ""), mask_doi, mask_licence.
 
     rejected: patient, series, description, images, label, reason; what was not chosen.
@@ -249,8 +246,7 @@ def fetch(
         raise FetchError(
             f"read {', '.join(licences)} at creativecommons.org, then say --accept-licence; nothing fetched"
         )
-    parts = [_objects(series, part, folder, endpoint_url) for part in ("scans", "masks")]
-    objects = pd.concat(parts, ignore_index=True)
+    objects = pd.concat([_objects(series, p, folder, endpoint_url) for p in ("scans", "masks")], ignore_index=True)
     todo = objects[[not _there(row) for row in objects.itertuples()]]
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     need, free = todo["size"].sum(), shutil.disk_usage(there).free
