@@ -180,6 +180,7 @@ class Run:
                     E2D_PROGRESS=_terminal() if progress else "off", E2D_NOTEBOOKS=str(notebook.path.parent)
                 ),
                 timeout_func=left,
+                shutdown_kernel="immediate",  # all is written; to leave of itself takes it seconds with torch loaded
                 cwd=str(root()),
                 progress_bar={"desc": notebook.name, "leave": False} if progress else False,
                 stderr_file=sys.stderr if progress else None,
