@@ -26,12 +26,13 @@ def stored_notebook(path: Path) -> nbformat.NotebookNode:
     return nbformat.reads(done.stdout, as_version=4)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What reads the one run of the study goes to one worker, and first, since it takes longest."""
+    """What reads the one run of the study goes to one worker, and first, with all that takes long."""
     for item in items:
         if "ci_run" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("study"))
-    items.sort(key=lambda item: "notebooks" not in item.path.parts)
+    items.sort(key=lambda item: "notebooks" not in item.path.parts and not item.get_closest_marker("slow"))
 
 
 @pytest.fixture

@@ -29,6 +29,12 @@ def test_every_chapter_is_executed_and_leaves_its_record(ci_run, chapters):
     assert not list(ci_run.dir.rglob("*.tmp")) and not list(ci_run.dir.rglob("*.pkl"))
 
 
+def test_the_tests_of_one_run_are_one_workers(ci_run, request):
+    """Else each worker runs the study for itself."""
+    if getattr(request.config.option, "loadgroup", False):
+        assert request.node.nodeid.endswith("@study")
+
+
 def test_a_second_run_does_nothing(ci_run, chapters, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     ends = {"provenance.json", "report.html", "summary.json"}  # written at the end of every run
