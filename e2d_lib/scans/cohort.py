@@ -195,14 +195,11 @@ def _table(found: list[Found], note: Note) -> pd.DataFrame:
 
 def _note_unknown_classes(found: list[Found], note: Note) -> None:
     """Class folders of a name that tells no label."""
-    unknown = Counter(
-        "/".join(one.scan_id.split("/")[:2])
-        for one in found
-        if one.split in ("train", "valid") and one.label is None and one.scan_id.count("/") > 1
-    )
-    how = _how_to_tell(folder.split("/")[1] for folder in unknown)
-    for folder, count in unknown.items():
-        note("", folder, "warned", f"{Reason.UNKNOWN_CLASS}: {count} scans without label; {how}")
+    lost = [one.scan_id.split("/") for one in found if one.split in ("train", "valid") and one.label is None]
+    unknown = Counter((split, folder) for split, folder, *scan in lost if scan)
+    how = _how_to_tell(folder for _, folder in unknown)
+    for (split, folder), count in unknown.items():
+        note("", f"{split}/{folder}", "warned", f"{Reason.UNKNOWN_CLASS}: {count} scans without label; {how}")
 
 
 def _layout_below(root: str, note: Note) -> str:

@@ -66,8 +66,7 @@ def _in_order(found: list[str], notes: Notes) -> tuple[str, ...]:
             others += part.values()
     order = [numbers[n] for n in sorted(numbers)]
     _note_gaps(sorted(numbers), notes)
-    plain = all(os.path.splitext(name)[0].isdecimal() for name in order)
-    if plain:
+    if all(os.path.splitext(name)[0].isdecimal() for name in order):
         for name in others:
             notes.add(name, "warned", f"{Reason.NOT_A_NUMBER}: put last")
         return (*order, *sorted(others, key=natural_key))
@@ -167,8 +166,9 @@ def _read_image(path: str, told: Callable[[], tuple[bool, int | None]]) -> tuple
     if image.ndim == 3:
         image = cv2.cvtColor(np.ascontiguousarray(image[..., :3]), cv2.COLOR_BGR2GRAY)
     if image.dtype == np.uint16:
-        image, doubt = _from_sixteen(image, told()[1])
-        doubts.append(doubt)
+        offset = told()[1]
+        image = (image >> 8).astype(np.uint8) if offset is None else hu_to_uint8(_hounsfield(image, offset))
+        doubts.append(f"{Reason.SIXTEEN_BIT}: {'high byte kept' if offset is None else f'read as HU + {offset}'}")
     if alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
         image = (image * (alpha / np.iinfo(alpha.dtype).max)).astype(np.uint8)
         doubts.append(Reason.TRANSPARENT)
@@ -219,12 +219,8 @@ def _decoded(data: bytes, flags: int) -> np.ndarray:
     return image
 
 
-def _from_sixteen(image: np.ndarray, offset: int | None) -> tuple[np.ndarray, str]:
-    """8 bits of 16: the lung window where HU are found, else the high byte."""
-    if offset is None:
-        return (image >> 8).astype(np.uint8), f"{Reason.SIXTEEN_BIT}: high byte kept"
-    hu = image.view(np.int16) if offset == 0 else image.astype(np.int32) - offset
-    return hu_to_uint8(hu), f"{Reason.SIXTEEN_BIT}: read as HU + {offset}"
+def _hounsfield(image: np.ndarray, offset: int) -> np.ndarray:
+    return image.view(np.int16) if offset == 0 else image.astype(np.int32) - offset
 
 
 def _told(path: str) -> tuple[bool, int | None]:
@@ -244,7 +240,7 @@ def _told(path: str) -> tuple[bool, int | None]:
         return image.ndim == 3 and np.mean(np.ptp(image[..., :3], axis=2) > 48) > 0.25, None
     image = np.ascontiguousarray(image if image.ndim == 2 else image[..., 0])
     for n in OFFSETS:
-        hu = image.view(np.int16) if n == 0 else image.astype(np.int32) - n
+        hu = _hounsfield(image, n)
         if np.mean((hu > -3100) & (hu < 4100)) > 0.99 and shows_hounsfield(hu_to_uint8(hu)):
             return False, n
     return False, None

@@ -327,22 +327,20 @@ def _download(todo: pd.DataFrame, staging: Path, endpoint_url: str) -> dict[str,
     failed = dict.fromkeys(places, "no answer")
     commands = [f"cp {shlex.quote(key)} {shlex.quote(str(tmp))}" for key, (tmp, _) in places.items()]
     answers = _s5cmd(commands, endpoint_url) if commands else (answer for answer in ())
-    with progress.bar(total=int(todo["size"].sum()), unit="B", unit_scale=True, desc="download") as bar:
-        try:
-            for said in answers:
-                key = said.get("source") or shlex.split(said.get("command", "cp ?"))[1]
-                if said.get("success") and key in failed:
-                    tmp, path = places[key]
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    tmp.replace(path)
-                    del failed[key]
-                    bar.update(path.stat().st_size)
-                    bar.set_postfix_str(f"{len(places) - len(failed)} of {len(places)} files", refresh=False)
-                elif key in failed:
-                    failed[key] = said.get("error", "")
-        finally:
-            answers.close()
-            shutil.rmtree(staging, ignore_errors=True)
+    bar = progress.bar(total=int(todo["size"].sum()), unit="B", unit_scale=True, desc="download")
+    with contextlib.ExitStack() as after, bar, contextlib.closing(answers):
+        after.callback(shutil.rmtree, staging, ignore_errors=True)
+        for said in answers:
+            key = said.get("source") or shlex.split(said.get("command", "cp ?"))[1]
+            if said.get("success") and key in failed:
+                tmp, path = places[key]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                tmp.replace(path)
+                del failed[key]
+                bar.update(path.stat().st_size)
+                bar.set_postfix_str(f"{len(places) - len(failed)} of {len(places)} files", refresh=False)
+            elif key in failed:
+                failed[key] = said.get("error", "")
     return failed
 
 
