@@ -22,7 +22,6 @@ import pytest
 from scipy import ndimage
 
 from e2d_lib import io
-from e2d_lib.audit import register
 from e2d_lib.method import preprocess, ssfl
 from e2d_lib.method.preprocess import Params, PreprocessError, load, run
 from e2d_lib.parallel import WorkersError
@@ -215,9 +214,8 @@ class TestExact:
         cohort = cohort_of(data)
         pre = run(cohort, tmp_path / "out", SMALL, n_jobs=1)
         again = run(cohort, tmp_path / "again", replace(SMALL, area_on="crop"), n_jobs=1)
-        on_crop = register.areas_on_crop(pre)
-        assert on_crop.slices["area"].tolist() == again.slices["area"].tolist()
-        assert on_crop.slices["area"].tolist() != pre.slices["area"].tolist()
+        assert pre.slices["area_crop"].tolist() == again.slices["area"].tolist()
+        assert pre.slices["area_crop"].tolist() != pre.slices["area"].tolist()
 
     def test_without_the_spatial_step_whole_slices_are_kept(self, tmp_path, data):
         pre = run(cohort_of(data), tmp_path / "out", replace(SMALL, crop=False), n_jobs=1)
