@@ -57,15 +57,15 @@ def best_threshold(labels: Any, probabilities: Any) -> float:
         raise ValueError(
             f"a threshold needs both classes; got {data.n_positive} positive and {data.n_negative} negative scans"
         )
-    scores = np.unique(data.probabilities)
+    scores, place = np.unique(data.probabilities, return_inverse=True)
     if len(scores) == 1:
         return 0.5
     middles = (scores[:-1] + scores[1:]) / 2
     # Adjacent floats may have no float between them: the cut is then the upper score itself.
     middles = np.where(middles > scores[:-1], middles, scores[1:])
-    called = (data.probabilities >= middles[:, None]).astype(np.int64)  # (cuts, n)
-    tp, fp = called @ data.labels, called @ (1 - data.labels)
-    value = macro_f1(tp, fp, data.n_negative - fp, data.n_positive - tp)
+    fn = np.bincount(place, data.labels).cumsum()[:-1]  # of each cut, the positives below it
+    tn = np.bincount(place).cumsum()[:-1] - fn
+    value = macro_f1(data.n_positive - fn, data.n_negative - tn, tn, fn)
     best = middles[value >= value.max() * (1 - 1e-12)]
     return float(best[np.argmin(np.abs(best - 0.5))])
 
