@@ -130,6 +130,9 @@ def test_stability_by_hand():
     found = ablation.stability(one.scores)
     assert found["probability"] == pytest.approx(0.2 / np.sqrt(2) / 4)
     assert found["roc_auc"] == pytest.approx(0.25 / np.sqrt(2))
+    table = ablation.compare({"one": one}, rng=np.random.default_rng(0), n_boot=20).set_index("metric")
+    assert table.loc["roc_auc", "redraw_sd"] == found["roc_auc"] and table.loc["macro_f1", "redraw_sd"] > 0
+    assert set(table["score_sd"]) == {found["probability"]}
 
 
 def test_effects_are_named_by_the_register():
@@ -167,6 +170,7 @@ class TestFiles:
 def test_run_trains_once_and_scores_every_scan_every_time(tmp_path):
     phantom.write(tmp_path / "data", n_scans=16, valid=0.5, matrix=64, slices=(12, 14), dirt=False, n_jobs=1)
     cohort = assign_folds(read_cohort(tmp_path / "data"), n_folds=2)
+    cohort["patient"] = [f"p{number // 2}" for number in range(len(cohort))]
     setting = Setting(preprocessing={"size": 32}, recipe={"epochs": 1, "scans_per_step": 4, "device": "cpu"})
     how = {"cache": tmp_path / "cache", "runs": tmp_path / "runs", "folds": [3], "redraws": 3, "n_jobs": 1}
     how["data"] = "my cohort"
@@ -175,6 +179,7 @@ def test_run_trains_once_and_scores_every_scan_every_time(tmp_path):
     assert len(first.scores) == 2 * 3 * len(valid)
     assert first.scores.groupby(["seed", "draw"])["scan_id"].agg(set).map(len).eq(len(valid)).all()
     assert (first.scores["label"] == first.scores["scan_id"].map(valid)).all()
+    assert (first.scores["patient"] == first.scores["scan_id"].map(cohort.set_index("scan_id")["patient"])).all()
     weights = Path(first.runs["checkpoint"].iloc[0])
     assert prediction.trained_on([weights]) == "my cohort"
     before = os.stat(weights).st_mtime_ns

@@ -1,5 +1,7 @@
 """The frozen tier: heads against scikit-learn, draws that stay in the window, replicates that are paired."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,20 @@ def test_a_signal_in_the_window_is_found_and_no_signal_is_not(head, data):
     shuffled = data._replace(labels=np.random.default_rng(3).permutation(data.labels))
     again = frozen.run(shuffled, table, head=head, replicates=4)
     assert not np.array_equal(again, scores)
+
+
+def test_a_setting_without_the_crop_has_its_own_features(data):
+    other = replace(data.features[False], values=data.features[False].values[::-1].copy())
+    table = frozen.settings({**ONE, "crop": (True, False)})
+    both = data._replace(features={True: data.features[True], False: other})
+    with_crop, without = frozen.run(both, table, replicates=2)
+    same, turned = (
+        frozen.run(data._replace(features={True: one}), table.iloc[:1], replicates=2)[0]
+        for one in both.features.values()
+    )
+    np.testing.assert_array_equal(with_crop, same)
+    np.testing.assert_array_equal(without, turned)
+    assert not np.array_equal(with_crop, without)
 
 
 def test_replicates_are_paired_over_settings(data):

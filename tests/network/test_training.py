@@ -394,6 +394,13 @@ class TestErrors:
             run(tmp_path, lr=1e30, scans_per_step=2, schedule="none", warmup=0.0)
         assert not (tmp_path / SELECTED).exists()
 
+    @pytest.mark.parametrize("wrong", [math.nan, math.inf])
+    def test_one_value_that_is_not_finite_is_enough(self, tmp_path, wrong):
+        started = training.begin({"train": toy()}, SMALL, quick(), tmp_path)
+        training.check_finite(started, torch.tensor([[0.5, 1.0]]), 1, 1)
+        with pytest.raises(TrainingError, match="not finite at epoch 1, step 1"):
+            training.check_finite(started, torch.tensor([[0.5, wrong]]), 1, 1)
+
     def test_cuda_that_is_not_there(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(TrainingError, match="torch finds no CUDA: use device='auto' or 'cpu'"):
