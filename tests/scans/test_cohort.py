@@ -376,6 +376,23 @@ class TestPatients:
         with pytest.raises(CohortError, match=r"under two labels: train/negative/y .* and train/positive/x "):
             read_cohort(tmp_path)
 
+    def test_an_id_that_all_scans_share_is_nobodys(self, tmp_path):
+        for name in "ab":
+            series(
+                tmp_path / name,
+                [0, 1, 2],
+                series=f"1.9{ord(name)}",
+                PatientID="ANON",
+                StudyInstanceUID=f"1.8{ord(name)}",
+            )
+        assert read_cohort(tmp_path)["patient"].tolist() == ["1.897", "1.898"]
+
+    def test_scans_of_the_same_bytes_are_one_patients(self, tmp_path):
+        for place in ("a", "b"):
+            write_scan(tmp_path / place, padding=3)
+        write_scan(tmp_path / "c", padding=4)
+        assert read_cohort(tmp_path)["patient"].tolist() == ["a", "a", "c"]
+
     def test_same_bytes_under_two_labels_have_no_folds(self, tmp_path):
         for place in ("train/positive/x", "train/negative/y"):
             write_scan(tmp_path / place, padding=3)
