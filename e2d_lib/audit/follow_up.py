@@ -58,9 +58,8 @@ def _samplers_on_patients(given: Inputs):
     settings = sampling.settings(("random", "spaced", "systematic", "kds"), (N_SAMPLES,), (4, 8))
     quality = sampling.quality(windows, settings, redraws=10, rng=given.rng)
     means = quality.groupby(["method", quality["n_intervals"].fillna(0)])["ks"].mean()
-    random, spaced, systematic, four, eight = (
-        float(means[key]) for key in (("random", 0), ("spaced", 0), ("systematic", 4), ("kds", 4), ("kds", 8))
-    )
+    order = [("random", 0), ("spaced", 0), ("systematic", 4), ("kds", 4), ("kds", 8)]
+    random, spaced, systematic, four, eight = means[order].tolist()
     near = np.abs(np.subtract([random, systematic, four, spaced], [0.262, 0.207, 0.197, 0.178])).max() < 0.02
     facts = {"windows": len(windows), "random": random, "systematic": systematic, "spaced": spaced}
     yield near and random > systematic and random > four > eight and four > spaced, facts | {"kds": [four, eight]}

@@ -189,9 +189,7 @@ def touched_bounds(groups: Mapping[tuple[int, ...], int], total: int, fraction: 
     programming over all assignments (fractional ones too, so the bounds may be wider than need be by less than a scan).
     Raises ValueError when no assignment has that total.
     """
-    columns = [(group, n) for group, lengths in enumerate(groups) for n in lengths]
-    index = np.array([group for group, _ in columns])
-    n = np.array([n for _, n in columns], dtype=float)
+    index, n = np.array([(group, n) for group, lengths in enumerate(groups) for n in lengths]).T
     value = 1 - (1 - fraction) ** n
     equal = np.vstack([index == group for group in range(len(groups))] + [n])
     target = [*groups.values(), total]

@@ -4,7 +4,6 @@ Arrays are (right, front, head): the axes grow to the patient's right, front and
 of the lungs goes with the volume through whatever is done to it, so that what a method keeps of them can be counted.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,10 +230,8 @@ def cut_through_lungs(volume: Volume, rng: np.random.Generator) -> Volume:
 WHY = {name.replace("_", " "): why for name, why in io.shipped("e2d_lib.elsewhere", "failures.yaml").items()}
 """What of the method should act where a volume is spoilt, by the way's name."""
 
-FAILURES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
-    name: globals()[name.replace(" ", "_")] for name in WHY
-}
-"""What could go wrong, by name: the functions above; the lungs go with the volume."""
+FAILURES = {name: globals()[name.replace(" ", "_")] for name in WHY}
+"""What could go wrong, by name: the functions above, of a volume and a random generator; the lungs go with it."""
 
 
 def spoilt(volume: Volume, *, seed: int = 0) -> dict[str, Volume]:

@@ -144,6 +144,7 @@ class RunFolder:
 
     def __init__(self, run_dir: str | Path):
         self.run_dir = resolve(run_dir)
+        self.inputs: set[str] = set()  # the chapters that were read
 
     def store(self, path: str | Path) -> str:
         """How a path is written into the run: relative to its folder where it lies inside, else absolute."""
@@ -158,6 +159,7 @@ class RunFolder:
         path = self.run_dir / chapter / file
         if not path.exists():
             raise MissingInput(f"there is no {shown(path)}, which chapter {chapter} makes: run that first")
+        self.inputs.add(chapter)
         return path
 
     def read(self, chapter: str, file: str) -> Any:
@@ -200,7 +202,6 @@ class Chapter(RunFolder):
         self.name, self.notebook = name, notebook
         self.parameters = dict(parameters)
         self.dir = self.run_dir / (self.parameters.get("cell") or name)  # a sweep's cell has a folder of its own
-        self.inputs: set[str] = set()
         self._started, self._clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self.dir.mkdir(parents=True, exist_ok=True)
         (self.dir / DONE).unlink(missing_ok=True)  # until it is finished, the folder holds no result
@@ -228,11 +229,6 @@ class Chapter(RunFolder):
         """
         self.inputs.add(chapter)
         return (self.run_dir / chapter / file).exists()
-
-    def input(self, chapter: str, file: str = "") -> Path:
-        path = super().input(chapter, file)
-        self.inputs.add(chapter)
-        return path
 
     @cached_property
     def data(self) -> str:
@@ -306,17 +302,10 @@ class Chapter(RunFolder):
         """Write ``headline.json`` (the numbers the chapter stands for) and ``provenance.json``; show the former."""
         entries = {name: value if isinstance(value, dict) else estimate(value) for name, value in headline.items()}
         io.write_json(self.dir / "headline.json", {"chapter": self.name, "data": self.data, "headline": entries})
-        io.write_json(
-            self.dir / "provenance.json",
-            {
-                "chapter": self.name,
-                "parameters": self.parameters,
-                "inputs": sorted(self.inputs - {self.name}),
-                "started": self._started.isoformat(timespec="seconds"),
-                "seconds": round(time.perf_counter() - self._clock, 2),
-                "environment": environment(),
-            },
-        )
+        about = {"chapter": self.name, "parameters": self.parameters, "inputs": sorted(self.inputs - {self.name})}
+        about |= {"started": self._started.isoformat(timespec="seconds")}
+        about |= {"seconds": round(time.perf_counter() - self._clock, 2), "environment": environment()}
+        io.write_json(self.dir / "provenance.json", about)
         self._record("done")
         return pd.DataFrame(entries.values(), index=pd.Index(entries, name="headline"))
 

@@ -17,19 +17,18 @@ import pandas as pd
 from e2d_lib import io, words
 from e2d_lib.study.notebook import DATA_CHAPTER, StudyError, resolve, shown
 
+PUBLISHED = "results/published/headlines.csv"
 TAGS = "p br hr h2 h3 h4 h5 h6 ul ol li blockquote pre code em strong a span table thead tbody tfoot tr th td caption"
 ATTRIBUTES = {"a": ["href"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"], "span": ["class"]}
 
 
-def write(run_dir: str | Path, out: str | Path = "", *, published_dir: str | Path = "results/published") -> Path:
+def write(run_dir: str | Path, out: str | Path = "") -> Path:
     """Write the report of a run's folder, at ``<run>/report.html`` or at ``out``; its path.
 
     Raises StudyError where no chapter has been run.
     """
     run = resolve(run_dir)
-    chapters = [
-        read_chapter(folder, resolve(published_dir)) for folder in sorted(run.glob("[0-9][0-9]_*")) if _copy(folder)
-    ]
+    chapters = [read_chapter(folder) for folder in sorted(run.glob("[0-9][0-9]_*")) if _copy(folder)]
     if not chapters:
         raise StudyError(f"no executed chapter in {shown(run)}: e2d run makes them")
     path = resolve(out) if out else run / "report.html"
@@ -38,7 +37,7 @@ def write(run_dir: str | Path, out: str | Path = "", *, published_dir: str | Pat
     return path
 
 
-def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
+def read_chapter(folder: Path) -> dict[str, Any]:
     """What the template shows of an executed chapter: title, question, answer, headline, figures, and its cells.
 
     A figure stands with the prose before it, once; in the cells its number stands in its place.
@@ -75,16 +74,16 @@ def read_chapter(folder: Path, published_dir: Path) -> dict[str, Any]:
         "answer": [markdown(o["data"]["text/markdown"]) for o in ends if "text/markdown" in o.get("data", {})],
         "stopped": [shown_as(error)[1] for error in errors],
         "data": _json(folder, "headline.json").get("data", ""),
-        "headline": headline(folder, published_dir),
+        "headline": headline(folder),
         "parameters": _json(folder).get("parameters", {}),
         "figures": figures,
         "blocks": blocks,
     }
 
 
-def headline(folder: Path, published_dir: Path) -> list[dict[str, str]]:
-    """The chapter's numbers as text, with the published ones of ``headlines.csv`` beside them."""
-    file = published_dir / "headlines.csv"
+def headline(folder: Path) -> list[dict[str, str]]:
+    """The chapter's numbers as text, with the published ones of ``PUBLISHED`` beside them."""
+    file = resolve(PUBLISHED)
     known = pd.read_csv(file, dtype=str).set_index(["chapter", "headline"]) if file.is_file() else pd.DataFrame()
     return [
         {

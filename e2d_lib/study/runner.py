@@ -209,15 +209,9 @@ class Run:
 
     def write_provenance(self, profile: str) -> None:
         """``<run>/provenance.json``: what ran, with which parameters, on what, for how long."""
-        io.write_json(
-            self.dir / "provenance.json",
-            {
-                "profile": profile,
-                "parameters": self.parameters,
-                "environment": environment(),
-                "chapters": {c.name: record(self.folder(c.name)) or None for c in self.chapters},
-            },
-        )
+        chapters = {c.name: record(self.folder(c.name)) or None for c in self.chapters}
+        about = {"profile": profile, "parameters": self.parameters, "environment": environment(), "chapters": chapters}
+        io.write_json(self.dir / "provenance.json", about)
 
 
 def run(
@@ -240,7 +234,8 @@ def run(
     Raises StudyError for what the user asked wrongly, before anything runs, and ChapterFailed when a notebook stops.
     """
     study = prepare(profile, **asked)
-    chosen = _chosen(study.chapters, only)
+    wanted = [notebook for item in only for notebook in named(study.chapters, item)]
+    chosen = [notebook for notebook in study.chapters if not wanted or notebook in wanted]
     say(f"{profile} -> {shown(study.dir)}")
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
@@ -352,11 +347,6 @@ def check_data(parameters: Mapping[str, Mapping[str, Any]], profile: Mapping[str
             read_cohort(resolve(data_root), labels=first.get("labels", ""))
         except CohortError as error:
             raise StudyError(one_line(error)) from None
-
-
-def _chosen(chapters: list[Notebook], only: Iterable[str]) -> list[Notebook]:
-    wanted = [notebook for item in only for notebook in named(chapters, item)]
-    return [notebook for notebook in chapters if not wanted or notebook in wanted]
 
 
 def one_line(text: object) -> str:

@@ -33,16 +33,13 @@ def write(run_dir: Path, chosen: Iterable[Notebook], junit: str, *, failed: str 
             case = ElementTree.SubElement(suite, "testcase", classname="e2d", name=name, time=str(entry["seconds"]))
             if entry["status"] != "done":
                 kind = "failure" if entry["status"] == "failed" else "skipped"
-                ElementTree.SubElement(case, kind, message=_printable(entry["reason"]))
+                # XML has no way to write most control characters
+                printable = "".join(letter if letter.isprintable() else " " for letter in entry["reason"])
+                ElementTree.SubElement(case, kind, message=printable)
         for kind in ("failure", "skipped"):
             suite.set({"failure": "failures"}.get(kind, kind), str(len(suite.findall(f"testcase/{kind}"))))
         suite.set("tests", str(len(suite)))
         io.write_text(Path(junit), ElementTree.tostring(suite, encoding="unicode", xml_declaration=True))
-
-
-def _printable(text: str) -> str:
-    """XML has no way to write most control characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def check(run_dir: str | Path, against: str | Path) -> pd.DataFrame:

@@ -108,7 +108,11 @@ def show(
     table = {} if scores is None else dict(list(scores[scores["index"] >= 0].groupby("scan_id")))
 
     def opened(name: str) -> Viewed:
-        slices, reason = _read(rows[name], params) if isinstance(rows[name], Mapping) else (rows[name], "")
+        slices, reason = rows[name], ""
+        if isinstance(slices, Mapping):  # a cohort's row
+            read = readers.open_scan(slices, view=params.view)
+            slices = [image for _, image in read.readable()]
+            reason = "; ".join(dict.fromkeys(str(finding.reason) for finding in read.findings))
         scan = Viewed(name, slices, params, kds_options, reason=reason)
         if name in table:
             scan.scores = table[name].groupby(table[name]["index"] + scan.start)["probability"].mean()
@@ -124,13 +128,6 @@ def show(
     from IPython.display import Image
 
     return Image(data=still.getvalue())
-
-
-def _read(row: Mapping[str, Any], params: Params) -> tuple[list[np.ndarray], str]:
-    """The readable slices of a cohort's row, and why there are none."""
-    scan = readers.open_scan(row, view=params.view)
-    images = [image for _, image in scan.readable()]
-    return images, "; ".join(dict.fromkeys(str(finding.reason) for finding in scan.findings))
 
 
 def _widget(figure: Figure, scan: Viewed, names: list[str], opened, note: str, still: bytes):

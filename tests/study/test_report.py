@@ -181,14 +181,16 @@ def test_patients_scans_are_not_called_phantoms(run):
     )
 
 
-def test_published_numbers_stand_beside(run, tmp_path):
+def test_published_numbers_stand_beside(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "PUBLISHED", tmp_path / "headlines.csv")
     (tmp_path / "headlines.csv").write_text(
         "chapter,headline,published,what\n01_data_exploration,area_delta,0.4182,row <Total>\n"
     )
-    text = Page(report.write(run, published_dir=tmp_path).read_text()).text
+    text = Page(report.write(run).read_text()).text
     assert re.search(r"share removed\s*0\.4182 row <Total>", text) and text.count("0.4182") == 1
     assert "published, on COV19-CT-DB" in text
-    assert "published, on COV19-CT-DB" not in Page(report.write(run, published_dir=run).read_text()).text
+    monkeypatch.setattr(report, "PUBLISHED", tmp_path / "none.csv")
+    assert "published, on COV19-CT-DB" not in Page(report.write(run).read_text()).text
 
 
 def test_a_report_is_written_where_it_is_asked_for(run, tmp_path, monkeypatch, capsys):
