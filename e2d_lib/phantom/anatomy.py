@@ -79,9 +79,9 @@ def _closed_field(surface: np.ndarray, *, margin: float = 14.0) -> Field:
 
 def _distance_in_plane(mask: np.ndarray) -> np.ndarray:
     """Signed distance (mm) of a uint8 mask on the wide grid, smoothed by half a cell."""
-    outside = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    inside = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return cv2.GaussianBlur(_signed(outside, inside) * _WIDE, (0, 0), 0.8)
+    # Not OpenCV's, whose last bits depend on where in memory the mask lies.
+    outside, inside = (ndimage.distance_transform_edt(mask == side) for side in (0, 1))
+    return cv2.GaussianBlur(np.float32(_signed(outside, inside) * _WIDE), (0, 0), 0.8)
 
 
 def _signed(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
