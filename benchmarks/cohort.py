@@ -1,6 +1,6 @@
 """Chapters 1 to 3 at the paper's size: a cohort of hard links to a few phantom scans, so that it costs next to no disk.
 
-    python benchmarks/cohort.py                    # 1,684 scans of 286 slices on average, as COV19-CT-DB has: six minutes
+    python benchmarks/cohort.py                    # 1,684 scans of 286 slices on average, as COV19-CT-DB; 6 min
     python benchmarks/cohort.py --scans 168        # a tenth
 
 Copy k of a scan lacks its last k slices, so that no two scans are of the same bytes. Prints each chapter's seconds and
