@@ -31,8 +31,9 @@ class Breakage(NamedTuple):
 
 
 def chapter(name: str, stem: str, old: str, new: str) -> Breakage:
-    """A breakage of a notebook, which its own test file must notice."""
-    return Breakage(f"{stem[:2]}-{name}", f"notebooks/{stem}.ipynb", old, new, f"tests/notebooks/test_{stem}.py")
+    """A breakage of a notebook, which its own test file must notice, or for chapter 8 that of its cells."""
+    tests = f"tests/notebooks/test_{stem}.py" + " tests/evaluation/test_sources.py" * (stem == C8)
+    return Breakage(f"{stem[:2]}-{name}", f"notebooks/{stem}.ipynb", old, new, tests)
 
 
 def figure(name: str, where: str, old: str, new: str) -> Breakage:

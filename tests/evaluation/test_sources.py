@@ -272,3 +272,56 @@ def test_features_are_means_over_the_drawn_slices(change, monkeypatch):
         with torch.inference_mode():
             expected = torch.stack([net.backbone(net.normalise(image[None]))[0] for image in images]).mean(0)
         np.testing.assert_allclose(got[replicate, scan], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_matched_slices_have_the_mean_and_spread_of_all():
+    rng = np.random.default_rng(4)
+    arrays = [np.clip(rng.normal(level, 12, (5, 32, 32)), 0, 255).astype(np.uint8) for level in (80, 120, 150)]
+    slices = ScanSlices.from_arrays(arrays, [np.ones(5, int)] * 3, [0, 1, 1], ["p", "q", "r"])
+    drawn = np.array([[[0, 2, 3], [1, 1, 4], [0, 3, 4]]])
+    changes = []
+    given = {
+        "slices": slices,
+        "drawn": drawn,
+        "n_samples": 3,
+        "features": np.zeros((1, 3, 2)),
+        "scan_features": lambda slices, drawn, change=None: changes.append(change) or np.zeros((1, 3, 2)),
+        "scans": pd.DataFrame({"scan_id": list(slices.scan_ids), "label": slices.labels}),
+        "done": SimpleNamespace(
+            slices=pd.DataFrame({"scan_id": np.repeat(["p", "q", "r"], 5), "name": [f"{k}.jpg" for k in range(5)] * 3}),
+            params=SimpleNamespace(size=32),
+        ),
+        "open_scan": lambda row: SimpleNamespace(names=[f"{k}.jpg" for k in range(5)], read=lambda k: arrays[0][k]),
+    }
+    cells.run(CHAPTER, "def matched", **given)
+    own = [np.stack([array[k] for k in one]).astype(float) for array, one in zip(arrays, drawn[0], strict=True)]
+    for scan, images in enumerate(own):
+        grey = torch.from_numpy(images).float().unsqueeze(1)
+        (change,) = [change for change in changes if change is not None]
+        got = change(grey, np.full(3, scan))
+        assert float(got.mean()) == pytest.approx(np.mean([one.mean() for one in own]), abs=0.01)
+        assert float(got.std()) == pytest.approx(np.mean([one.std(ddof=1) for one in own]), abs=0.01)
+
+
+def test_a_hospital_is_told_as_far_as_its_features_tell_it(scans):
+    plain = np.array([[float(source == one) for one in "abc"] for source in scans["source"]])[None]
+    inputs = {"its name": plain, "nothing": np.zeros_like(plain)}
+    told = cells.run(CHAPTER, "teller = make_pipeline", inputs=inputs, scans=scans).told.set_index("input")
+    assert told["accuracy"].to_dict() == {"its name": 1.0, "nothing": pytest.approx(12 / 31)}  # b, the commonest
+    assert told["chance"].unique() == pytest.approx([12 / 31])
+
+
+def test_the_answer_says_the_challenges_score_without_absent_classes():
+    about = {"roc_auc": 0.8, "sensitivity": 0.5, "slope": 1.0, "intercept": 0.0}
+    values = {"counted as 0": (0.41, 0.42, 0.43), "left out": (0.71, 0.72, 0.73)}
+    rows = [("left out", cut, name, v) for name, own in values.items() for cut, v in zip(THRESHOLDS, own, strict=True)]
+    given = {
+        "by_source": pd.DataFrame([{"design": "left out", "source": source} | about for source in "ab"]),
+        "challenge": pd.DataFrame(rows, columns=["design", "threshold", "absent_class", "value"]),
+        "table": pd.DataFrame({"source": ["a", "b"]}),
+        "scans": pd.DataFrame({"scan_id": list("pqrs")}),
+        "chance": 0.5,
+    }
+    given |= dict.fromkeys(("costs", "told", "remedied", "moved"), pd.DataFrame())
+    (said,) = cells.run(CHAPTER, "auc = by_source.groupby", **given).chapter.said
+    assert "0.710 at threshold 0.5, 0.720 at threshold carried, 0.730 at threshold anew" in said and "0.42" not in said
