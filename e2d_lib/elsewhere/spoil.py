@@ -4,6 +4,7 @@ Arrays are (right, front, head): the axes grow to the patient's right, front and
 of the lungs goes with the volume through whatever is done to it, so that what a method keeps of them can be counted.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -227,11 +228,17 @@ def cut_through_lungs(volume: Volume, rng: np.random.Generator) -> Volume:
     return volume.part(np.s_[:], np.s_[:], np.s_[: (z.start + z.stop) // 2])
 
 
-WHY = {name.replace("_", " "): why for name, why in io.shipped("e2d_lib.elsewhere", "failures.yaml").items()}
-"""What of the method should act where a volume is spoilt, by the way's name."""
+FAILURES: dict[str, Callable[[Volume, np.random.Generator], Volume]] = {
+    make.__name__.replace("_", " "): make
+    for make in (
+        *(prone, upside_down, thick_table, metal, small_circle, close_crop, soft_tissue_window, not_hounsfield),
+        *(low_dose, white_lung, dense_lungs, thick_slices, coarse_pixels, cut_through_lungs),
+    )
+}
+"""What could go wrong, by name; the lungs go with the volume."""
 
-FAILURES = {name: globals()[name.replace(" ", "_")] for name in WHY}
-"""What could go wrong, by name: the functions above, of a volume and a random generator; the lungs go with it."""
+WHY = {name.replace("_", " "): why for name, why in io.shipped("e2d_lib.elsewhere", "failures.yaml").items()}
+"""What of the method should then act."""
 
 
 def spoilt(volume: Volume, *, seed: int = 0) -> dict[str, Volume]:

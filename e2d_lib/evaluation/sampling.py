@@ -246,7 +246,8 @@ def quality(
                 "cut them with phantom.lesions.of_windows"
             )
         sd = float(areas.std()) or 1.0
-        marked = bearing if bearing.any() else np.full(n, np.nan)
+        largest, known = areas == areas.max(), bool(bearing.any())
+        marked = bearing if known else np.full(n, np.nan)
         # The mean is taken off before squares are summed: areas are large beside their differences.
         values = np.column_stack([(areas - areas.mean()) / sd, np.arange(n) / n, marked])
         for setting in settings:
@@ -255,7 +256,7 @@ def quality(
             drawn = draws(groups, redraws=redraws, rng=rng)
             estimated = np.mean([*distances(areas, drawn), *cover(n, drawn)], axis=1) / [1, sd, n, n]
             count, mean, spread = _moments(groups, values)
-            hits = _hit(groups, areas == areas.max()), _hit(groups, bearing) if bearing.any() else np.nan
+            hits = _hit(groups, largest), _hit(groups, bearing) if known else np.nan
             lesion = count * mean[2], spread[2]
             area = mean[0], spread[0], math.hypot(mean[0], spread[0])
             rows.append((scan_id, *key.values(), n, *estimated, *hits, *lesion, *area, spread[1]))

@@ -79,7 +79,7 @@ def _closed_field(surface: np.ndarray, *, margin: float = 14.0) -> Field:
 
 def _distance_in_plane(mask: np.ndarray) -> np.ndarray:
     """Signed distance (mm) of a uint8 mask on the wide grid, smoothed by half a cell."""
-    # Not OpenCV's, whose last bits depend on where in memory the mask lies.
+    # Not OpenCV's, whose last bits differ from process to process.
     outside, inside = (ndimage.distance_transform_edt(mask == side) for side in (0, 1))
     return cv2.GaussianBlur(np.float32(_signed(outside, inside) * _WIDE), (0, 0), 0.8)
 

@@ -287,7 +287,8 @@ def _scans(
     volumes = [*files["nifti"], *files["itk"]]
     deeper = [e for e in folders if not (level in (3, None) and len(entries) > 1 and formats.names_mask(e.name))]
     scans = [e for e in volumes if not formats.names_mask(e.name)] or volumes
-    for entry in [e for e in [*volumes, *folders] if e not in scans and e not in deeper]:
+    taken = {*scans, *deeper}  # there may be thousands
+    for entry in [e for e in [*volumes, *folders] if e not in taken]:
         note("", prefix + entry.name, "excluded", Reason.MASK)
     found = [Found(prefix + e.name, e.path, formats.file_kind(e.name)) for e in scans]
     if files["dicom"]:

@@ -16,7 +16,7 @@ INTERRUPTED = "Interrupted. Run the cell again: it goes on from what is finished
 
 def load_ipython_extension(shell: Any) -> None:
     """What IPython calls."""
-    gc.set_threshold(100_000, 50, 100)  # of the seconds that torch and timm take to be imported, one in six was its
+    gc.set_threshold(100_000, 50, 100)  # the collector took one in six of the seconds that imports of torch take
     shell.set_custom_exc((NameError, KeyboardInterrupt), _show)
 
 
